@@ -1,0 +1,89 @@
+"""`sumizome COMMAND …`: finds the command's module, parses its flags, runs it, and prints a user's error in one line.
+
+A command is a module of this package with a frozen dataclass `Command` (its attribute docstrings are the help) and
+`run(command)`. Nothing heavy is imported before the command is known, so `sumizome --help` answers at once.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from sumizome import __version__
+from sumizome.errors import ConfigError, SumizomeError
+from sumizome.settings import parse
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "init": "make a tiny model of SDXL's architecture, to try everything on a CPU",
+    "ingest": "read folders of tagged pictures, decode each one, write a manifest",
+    "prepare": "encode the manifest's pictures into latent shards, by aspect-ratio bucket",
+    "train": "train, or go on training, from a TOML file and flags",
+    "sample": "draw pictures from prompts, from pure noise",
+    "export": "write a trained model as a diffusers folder or one safetensors file",
+    "schedule": "show timestep, sigma, SNR and loss weight of each sampling step",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0, or 2 after one line that says what the user can do, or 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Before torch is imported: OpenMP threads that spin at a barrier starve every other process of a small machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        _dispatch(arguments)
+        sys.stdout.flush()
+    except SumizomeError as error:
+        print(f"sumizome: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sumizome: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has left: not an error. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"sumizome {__version__}")
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command '{name}'{_did_you_mean(name)}; `sumizome --help` lists them")
+    module = importlib.import_module(f"sumizome.cli.{name}")
+    module.run(parse(module.Command, rest, prog=f"sumizome {name}", description=module.__doc__))
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}   {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"sumizome {__version__}: SDXL-family models to pure noise and back",
+            "",
+            "usage: sumizome COMMAND [FILE.toml] [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "A TOML file holds the same keys as the options; an option on the command line wins.",
+            "`sumizome COMMAND --help` lists a command's options.",
+        ]
+    )
+
+
+def _did_you_mean(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Captions: the tags of an image as the text that one showing of it trains on.
+
+Owns order, kept tags, shuffle, tag dropout and caption dropout. Invariant: a caption is a function of (tags, config,
+seed, epoch, sample id, repeat), so no state is kept and any step can be rebuilt. Each showing draws the same numbers in
+the same order whatever the config says: raising a dropout drops more of the same caption and reorders nothing.
+"""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sumizome.errors import ConfigError
+from sumizome.seeds import derive_seed
+
+__all__ = ["CaptionConfig", "build_caption", "plain_caption"]
+
+PEOPLE = "people"
+"""the group of tags that count who is in the picture, told by their spelling, not by a category list"""
+
+_PEOPLE = re.compile(r"(\d+\+?|multiple )(girl|boy|other)s?|no humans")
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """From tags to caption, a new one at each showing."""
+
+    shuffle: bool = True
+    """draw a new order of the tags at each showing, so that no tag comes to mean its place; `order` still holds"""
+    keep_tokens: int = 0
+    """leading tags that are never moved or dropped, in images whose caption file has no `|||` marker"""
+    tag_dropout: float = 0.0
+    """probability that a tag is left out, each on its own; kept tags stay"""
+    caption_dropout: float = 0.1
+    """probability of an empty caption; 0.1, as SDXL was trained: guidance needs a model that knows the empty prompt"""
+    order: tuple[str, ...] = (PEOPLE, "character", "copyright")
+    """groups of tags that come first, in this sequence, the rest after them: `people` (1girl, 2boys, no humans) and
+    tag categories; the default is the order in which people write prompts. Shuffling stays within a group"""
+    separator: str = ", "
+    """between tags; contains a comma, because long captions are cut into chunks at commas"""
+
+    def __post_init__(self) -> None:
+        for name in ("tag_dropout", "caption_dropout"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name}: expected a probability between 0 and 1, found {value}.")
+        if self.keep_tokens < 0:
+            raise ConfigError(f"keep_tokens: expected 0 or more, found {self.keep_tokens}.")
+
+
+def build_caption(
+    tags: Sequence[str],
+    kept_tags: int,
+    config: CaptionConfig,
+    *,
+    seed: int,
+    epoch: int,
+    sample_id: str,
+    repeat: int,
+    categories: Mapping[str, str] | None = None,
+) -> str:
+    """The caption of one showing of one image.
+
+    `tags` and `kept_tags` as in the manifest; `categories` maps tags to the names that `config.order` uses.
+    """
+    # Only Random.random(): its sequence for a seed is promised by Python, that of shuffle() is not.
+    draw = random.Random(derive_seed(seed, "caption", epoch, sample_id, repeat)).random
+    if draw() < config.caption_dropout:
+        return ""
+    kept, movable = _split_kept(tags, kept_tags, config)
+    drawn = [(draw(), draw(), tag) for tag in movable]
+    left = [(place, tag) for place, drop, tag in drawn if drop >= config.tag_dropout]
+    if config.shuffle:
+        left.sort()
+    return config.separator.join([*kept, *_ordered([tag for _, tag in left], config.order, categories)])
+
+
+def plain_caption(
+    tags: Sequence[str], kept_tags: int, config: CaptionConfig, *, categories: Mapping[str, str] | None = None
+) -> str:
+    """The caption without chance, for validation and previews: every tag, in `config.order`, else as in the file."""
+    kept, movable = _split_kept(tags, kept_tags, config)
+    return config.separator.join([*kept, *_ordered(movable, config.order, categories)])
+
+
+def _split_kept(tags: Sequence[str], kept_tags: int, config: CaptionConfig) -> tuple[Sequence[str], Sequence[str]]:
+    kept = kept_tags or config.keep_tokens
+    return tags[:kept], tags[kept:]
+
+
+def _ordered(tags: Sequence[str], order: tuple[str, ...], categories: Mapping[str, str] | None) -> list[str]:
+    """The tags by group, in the given sequence within a group (sorting is stable)."""
+    rank = {group: i for i, group in enumerate(order)}
+
+    def group_rank(tag: str) -> int:
+        if PEOPLE in rank and _PEOPLE.fullmatch(tag):
+            return rank[PEOPLE]
+        return rank.get((categories or {}).get(tag, ""), len(rank))
+
+    return sorted(tags, key=group_rank)

@@ -1,0 +1,400 @@
+"""The one home of decoding: any PNG, JPEG or WebP becomes an upright, opaque, 8-bit sRGB picture, or is refused.
+
+Owns the limits, the alpha, depth, palette, CMYK, colour-profile and orientation rules; knows nothing of captions or
+manifests. Invariant: what `ingest` accepted is decoded by `prepare` to the same pixels, because both come through
+`read_image`; what cannot be decoded whole is an `ImageRejected` with one reason, never a partial picture.
+Files are untrusted. Sizes are (height, width); Pillow's (width, height) does not leave this module.
+"""
+
+import hashlib
+import stat
+import warnings
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageColor, UnidentifiedImageError
+
+from sumizome.errors import ConfigError, DataError
+
+__all__ = [
+    "MAX_ASPECT_RATIO",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "MIN_SIDE",
+    "WHITE",
+    "Colour",
+    "DecodedImage",
+    "ImageRejected",
+    "decode_image",
+    "open_image",
+    "parse_colour",
+    "read_image",
+]
+
+Colour: TypeAlias = tuple[int, int, int]
+"""8-bit sRGB (red, green, blue)."""
+
+WHITE: Colour = (255, 255, 255)
+
+MAX_FILE_BYTES = 128 * 2**20
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 32_768
+"""px"""
+MAX_ASPECT_RATIO = 20
+"""long side / short side; the widest bucket of the report is 4"""
+MIN_SIDE = 16
+"""px: two latents of SDXL's 8-fold VAE; 1×1 tracking pixels and failed thumbnails lie below"""
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+
+# Pillow checks the size in the header, before it allocates: it warns above this and raises above twice this.
+# A warning is an error here. (The explicit check in `_check_size` stands even where a host resets the filter.)
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class ImageRejected(DataError):
+    """A file that is not used as a picture; `reason` is the word that reports count, the text the sentence.
+
+    Reasons. File: `unreadable`, `not_a_file`, `empty_file`, `file_too_large`, `changed` (since ingest).
+    Format: `not_an_image`, `format_not_supported`, `animated`. Damage: `truncated`, `undecodable`, `bad_chunk`,
+    `broken_palette`. Size: `too_many_pixels`, `side_too_long`, `too_elongated`, `too_small`, `out_of_memory`.
+    Content: `fully_transparent`.
+    """
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class DecodedImage(NamedTuple):
+    """A picture and what is known of its file."""
+
+    image: Image.Image
+    """mode "RGB", sRGB, upright; carries no metadata"""
+    format: str
+    """by content, not by file name: "PNG", "JPEG" or "WEBP\""""
+    sha256: str
+    """hex, of the file's bytes"""
+    file_bytes: int
+    profile_ignored: bool
+    """an embedded colour profile could not be used, and the numbers were taken as sRGB (CMYK: as plain ink)"""
+
+
+def parse_colour(text: str) -> Colour:
+    """The opaque colour of a CSS name ("white") or "#rrggbb".
+
+    Raises: ConfigError.
+    """
+    try:
+        colour = ImageColor.getrgb(text)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:
+        raise ConfigError(f"background: expected a colour such as 'white' or '#808080', found {text!r}.")
+    red, green, blue = colour
+    return red, green, blue
+
+
+def open_image(path: Path, background: Colour = WHITE, *, sha256: str | None = None) -> Image.Image:
+    """The picture in a file: mode "RGB", upright, opaque, sRGB. See `read_image`."""
+    return read_image(path, background, sha256=sha256).image
+
+
+def read_image(path: Path, background: Colour = WHITE, *, sha256: str | None = None) -> DecodedImage:
+    """The picture in a file and its facts; the bytes that are hashed are the bytes that are decoded.
+
+    Given `sha256` (the manifest's column), a file that is no longer the one that was ingested is refused: a flipped
+    bit in a JPEG decodes without complaint, so the digest is the only thing that sees it.
+    Raises: ImageRejected.
+    """
+    data = _read_file(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise ImageRejected(
+            "changed",
+            f"expected {path} as it was ingested (sha256 {sha256[:16]}…), found {digest[:16]}…: "
+            "run `sumizome ingest` again.",
+        )
+    image, format_, profile_ignored = decode_image(data, background)
+    return DecodedImage(image, format_, digest, len(data), profile_ignored)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageRejected("not_a_file", f"expected a regular file, found something else at {path}.")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageRejected(
+                "file_too_large", f"expected at most {MAX_FILE_BYTES >> 20} MB, found {status.st_size >> 20} MB."
+            )
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageRejected(
+            "unreadable", f"expected a readable file, found {getattr(error, 'strerror', error)}."
+        ) from error
+
+
+def decode_image(data: bytes, background: Colour = WHITE) -> tuple[Image.Image, str, bool]:
+    """(RGB picture, format, profile ignored) of a file's bytes.
+
+    - alpha (RGBA, LA, palette, colour key) is composited on `background`, on the sRGB numbers, as browsers do;
+    - 16-bit grey is scaled to 8 bits, not clipped; of 16-bit colour Pillow keeps the high byte (within one level);
+    - an embedded ICC profile is converted to sRGB, relative colorimetric with black-point compensation. One that is
+      broken or of another colour space is ignored and reported; CMYK then becomes (1 − ink)·(1 − black);
+    - EXIF orientation is applied. Broken EXIF counts as upright, as in every viewer;
+    - an animation is refused rather than cut to a first frame, which is often blank and not what its tags describe.
+      A phone's multi-picture JPEG is not an animation: its first picture is the picture.
+
+    Raises: ImageRejected.
+    """
+    if not data:
+        raise ImageRejected("empty_file", "expected a picture, found a file of zero bytes.")
+    try:
+        return _decode(data, background)
+    except ImageRejected:
+        raise
+    except MemoryError as error:
+        raise ImageRejected("out_of_memory", "the picture does not fit in memory.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageRejected("too_many_pixels", f"expected at most {MAX_PIXELS // 10**6} megapixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except Exception as error:  # decoders of untrusted bytes raise nearly anything: each is a reason, not a crash
+        raise _damaged(data, error) from error
+
+
+def _decode(data: bytes, background: Colour) -> tuple[Image.Image, str, bool]:
+    image = Image.open(BytesIO(data), formats=_FORMATS)
+    _check_size(image.height, image.width)
+    format_ = "JPEG" if image.format == "MPO" else str(image.format)
+    if format_ != "JPEG" and getattr(image, "is_animated", False):
+        raise ImageRejected("animated", "expected a still picture, found an animation: save the frame you want.")
+    image.load()  # Pillow's verify() passes truncated files; only decoding every pixel tells.
+    colour, alpha = _split_alpha(image, bit_depth=data[24] if format_ == "PNG" else 8)
+    rgb, profile_ignored = _to_srgb(colour, image.info.get("icc_profile"))
+    if alpha is not None:
+        rgb = _composite(rgb, alpha, background)
+    rgb = _upright(rgb, _orientation(image))
+    rgb.info = {}
+    return rgb, format_, profile_ignored
+
+
+def _check_size(height: int, width: int) -> None:
+    long, short = max(height, width), min(height, width)
+    found = f"found {height}×{width} (height×width)"
+    if long > MAX_SIDE:
+        raise ImageRejected("side_too_long", f"expected sides of at most {MAX_SIDE} px, {found}.")
+    if height * width > MAX_PIXELS:
+        raise ImageRejected("too_many_pixels", f"expected at most {MAX_PIXELS // 10**6} megapixels, {found}.")
+    if short < MIN_SIDE:
+        raise ImageRejected("too_small", f"expected sides of at least {MIN_SIDE} px, {found}.")
+    if long > MAX_ASPECT_RATIO * short:
+        raise ImageRejected("too_elongated", f"expected a ratio of sides of at most {MAX_ASPECT_RATIO}, {found}.")
+
+
+# --- modes: every one that the three formats decode to, as (colour, alpha) ------------------------------------------
+
+
+def _split_alpha(image: Image.Image, bit_depth: int) -> tuple[Image.Image, Image.Image | None]:
+    """(colour in mode L, RGB or CMYK; alpha in mode L or None)."""
+    match image.mode:
+        case "I;16":
+            return _split_grey16(image)
+        case "P":
+            _check_palette(image)
+            return _split(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        case "1" | "L" | "RGB" if "transparency" in image.info:
+            image.info["transparency"] = _scale_colour_key(image.info["transparency"], image.mode, bit_depth)
+            return _split(image.convert("RGBA" if image.mode == "RGB" else "LA"))
+        case "1":
+            return image.convert("L"), None
+        case "L" | "RGB" | "CMYK" | "LA" | "RGBA":
+            return _split(image)
+        case mode:
+            raise ImageRejected("format_not_supported", f"expected grey, RGB, palette or CMYK, found mode {mode}.")
+
+
+def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    if image.mode == "LA":
+        return image.getchannel("L"), image.getchannel("A")
+    if image.mode == "RGBA":
+        return image.convert("RGB"), image.getchannel("A")
+    return image, None
+
+
+def _split_grey16(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Pillow's own conversion of 16-bit grey clips at 255 and turns nearly every pixel white."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    key = image.info.get("transparency")
+    if key is None:
+        return grey, None
+    return grey, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
+
+
+def _scale_colour_key(key: Any, mode: str, bit_depth: int) -> Any:
+    """PNG states the transparent colour at the file's depth; Pillow compares it with 8-bit pixels as it stands."""
+    if mode == "L" and bit_depth in (2, 4):
+        return key * 255 // (2**bit_depth - 1)
+    if mode == "RGB" and bit_depth == 16:
+        return tuple(channel >> 8 for channel in key)
+    return key
+
+
+def _check_palette(image: Image.Image) -> None:
+    """Refuses indices beyond the palette, which Pillow would draw black."""
+    colours = len(image.getpalette("RGB") or ()) // 3
+    highest = int(np.asarray(image).max())
+    if highest >= colours:
+        raise ImageRejected(
+            "broken_palette", f"expected a colour for each index, found index {highest} and {colours} colours."
+        )
+
+
+def _composite(rgb: Image.Image, alpha: Image.Image, background: Colour) -> Image.Image:
+    lowest, highest = alpha.getextrema()
+    if highest == 0:
+        raise ImageRejected("fully_transparent", "expected something to see, found a wholly transparent picture.")
+    if lowest == 255:
+        return rgb
+    return Image.composite(rgb, Image.new("RGB", rgb.size, background), alpha)
+
+
+# --- colour -----------------------------------------------------------------------------------------------------------
+
+
+def _to_srgb(colour: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:
+    """(picture in mode RGB, whether its profile had to be ignored)."""
+    if not profile:
+        return colour.convert("RGB"), False
+    try:
+        mode, transform = _srgb_transform(profile, colour.mode)
+    except (OSError, ValueError, TypeError):
+        return colour.convert("RGB"), True
+    if transform is None:
+        return colour.convert("RGB"), False
+    converted: Image.Image = transform.apply(colour.convert(mode) if colour.mode != mode else colour)
+    return converted, False
+
+
+@lru_cache(maxsize=32)
+def _srgb_transform(profile: bytes, mode: str) -> tuple[str, Any]:
+    """(mode to apply it in, transform to sRGB); None as transform where it would leave the picture as it is.
+
+    Most profiles are sRGB under some name. They are known by what they do to a grid of colours, not by their name,
+    and left out: an identity through lcms costs time and moves pixels by a level.
+    Raises: OSError, ValueError, TypeError: a profile that cannot be used with this mode.
+    """
+    from PIL import ImageCms  # a third of the import time of this module, and few files need it
+
+    source = ImageCms.ImageCmsProfile(BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    # An RGB profile on a grey picture is common and means r = g = b; any other mismatch is a mistake.
+    applied = {("GRAY", "L"): "L", ("RGB", "L"): "RGB", ("RGB", "RGB"): "RGB", ("CMYK", "CMYK"): "CMYK"}.get(
+        (space, mode)
+    )
+    if applied is None:
+        raise ValueError(f"profile for {space}, picture in {mode}")
+    try:
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            applied,
+            "RGB",
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except ImageCms.PyCMSError as error:
+        raise ValueError(str(error)) from error
+    probe = _probe(applied)
+    before, after = (np.asarray(picture.convert("RGB"), np.int16) for picture in (probe, transform.apply(probe)))
+    identity = applied != "CMYK" and int(np.abs(before - after).max()) <= 2
+    return applied, None if identity else transform
+
+
+def _probe(mode: str) -> Image.Image:
+    """A strip of colours: 256 greys, or a 6×6×6 cube (CMYK: without black)."""
+    if mode == "L":
+        return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    cube = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), axis=-1).reshape(1, -1, 3)
+    probe = Image.fromarray(cube)
+    return probe.convert("CMYK") if mode == "CMYK" else probe
+
+
+# --- orientation --------------------------------------------------------------------------------------------------------
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # any damage inside EXIF: the pixels are whole, so the picture is used as it lies
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSE.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+# --- the words for what is wrong ------------------------------------------------------------------------------------------
+
+_SIGNATURES = (
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"8BPS", "PSD"),
+    (0, b"%!PS", "EPS"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftyp", "HEIF or a video"),
+    (0, b"<svg", "SVG"),
+    (0, b"<", "HTML or XML"),
+)
+
+
+def _kind(data: bytes) -> str | None:
+    return next((kind for at, magic, kind in _SIGNATURES if data[at : at + len(magic)] == magic), None)
+
+
+def _unidentified(data: bytes) -> ImageRejected:
+    kind = _kind(data)
+    if kind in _FORMATS:
+        return ImageRejected("undecodable", f"expected a whole {kind} file, found a broken header.")
+    if kind is None:
+        return ImageRejected("not_an_image", "expected PNG, JPEG or WebP, found no picture format that is known here.")
+    return ImageRejected("format_not_supported", f"expected PNG, JPEG or WebP, found {kind}: convert it.")
+
+
+def _damaged(data: bytes, error: Exception) -> ImageRejected:
+    text = str(error) or type(error).__name__
+    cut_webp = _kind(data) == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if "truncated" in text.lower() or cut_webp:
+        return ImageRejected("truncated", f"expected the whole file, found its end missing ({text}).")
+    if "MAX_TEXT_CHUNK" in text or "text chunks" in text:
+        return ImageRejected(
+            "bad_chunk", f"expected metadata of ordinary size, found a chunk that is too large ({text})."
+        )
+    return ImageRejected("undecodable", f"the decoder gave up: {text}.")

@@ -1,0 +1,263 @@
+"""The manifest: one accepted image, one typed row, in one parquet file.
+
+Owns the schema, the file's version and the checks on what was read; `ingest` fills it, everything later reads it.
+Invariant: a manifest that loads is sound (types, ids, sizes, paths that stay below their source), so nothing after it
+checks again. The columns stay Arrow: six million rows are a few buffers, not six million objects.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sumizome.data.images import MAX_SIDE, WHITE, Colour
+from sumizome.errors import ManifestError
+
+__all__ = ["MANIFEST_VERSION", "SCHEMA", "Manifest", "load_manifest", "write_atomically", "write_manifest"]
+
+MANIFEST_VERSION = 1
+
+SCHEMA = pa.schema(
+    [
+        # The first 16 hex digits of sha256; byte-identical files get "-2", "-3", … in the order of (source, path).
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.int16(), nullable=False),  # index into Manifest.sources
+        pa.field("path", pa.string(), nullable=False),  # posix, relative to its source
+        pa.field("sha256", pa.string(), nullable=False),  # hex, of the file's bytes
+        pa.field("file_bytes", pa.int64(), nullable=False),
+        pa.field("format", pa.string(), nullable=False),  # by content: PNG, JPEG, WEBP
+        pa.field("height", pa.int32(), nullable=False),  # px, after EXIF orientation
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("tags", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+        pa.field("kept_tags", pa.int16(), nullable=False),  # how many leading tags stood before "|||"
+        pa.field("repeats", pa.int32(), nullable=False),  # times an epoch shows it
+    ]
+)
+
+_METADATA_KEY = b"sumizome"
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The rows, and where their files lie."""
+
+    table: pa.Table
+    """columns of `SCHEMA`, sorted by (source, path)"""
+    sources: tuple[Path, ...]
+    """the absolute folders that `source` points into"""
+    background: Colour = WHITE
+    """what transparent pictures were, and are to be, composited on"""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """what else ingest was told, for the record"""
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the rows and the background.
+
+        The same rows give the same digest however they are chunked, written or read. The sources' absolute paths are
+        left out, so that moving a folder does not invalidate what was made from it.
+        """
+        digest = hashlib.sha256(f"manifest {MANIFEST_VERSION} {self.background}".encode())
+        for name in SCHEMA.names:
+            digest.update(f"\x1f{name}\x1f".encode() + _column_digest(self.table[name]))
+        return digest.hexdigest()
+
+    def image_path(self, row: int) -> Path:
+        """The absolute path of a row's file."""
+        return self.sources[self.table["source"][row].as_py()] / self.table["path"][row].as_py()
+
+
+def _column_digest(column: pa.ChunkedArray) -> bytes:
+    """SHA-256 over a column's values. Lengths and contents are hashed apart, so that chunks leave no trace."""
+    if pa.types.is_list(column.type):
+        lengths, values = pc.list_value_length(column), pc.list_flatten(column)
+        return hashlib.sha256(_column_digest(lengths) + _column_digest(values)).digest()
+    contents = hashlib.sha256()
+    if pa.types.is_string(column.type):
+        for chunk in filter(len, column.chunks):
+            _, offsets, text = chunk.buffers()
+            first, last = np.frombuffer(offsets, np.int32)[[chunk.offset, chunk.offset + len(chunk)]]
+            if last > first:
+                contents.update(memoryview(text)[first:last])
+        return hashlib.sha256(_column_digest(pc.binary_length(column)) + contents.digest()).digest()
+    for chunk in column.chunks:
+        contents.update(np.ascontiguousarray(chunk.to_numpy()).data)
+    return contents.digest()
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Writes the manifest whole or not at all: a reader sees the old file or the new one.
+
+    Raises: ManifestError: rows that `load_manifest` would refuse, or a disk that does.
+    """
+    table = manifest.table.cast(SCHEMA)
+    _check_rows(table, len(manifest.sources), str(path))
+    header = {
+        "version": MANIFEST_VERSION,
+        "sources": [str(source) for source in manifest.sources],
+        "background": list(manifest.background),
+        "settings": dict(manifest.settings),
+    }
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(header, sort_keys=True)})
+    write_atomically(path, lambda temporary: _write_parquet(table, temporary))
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    # Parquet's own page checksums: without them a flipped bit reads as another tag.
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` make a temporary file beside `path`, then puts it in the place of `path` in one step.
+
+    Raises: ManifestError: what the operating system said.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ManifestError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable; where a folder cannot be opened (Windows) there is nothing to do."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest in a file that `sumizome ingest` wrote.
+
+    Raises: ManifestError: missing, damaged, of another version, or with rows that cannot be.
+    """
+    if not path.is_file():
+        raise ManifestError(f"expected a manifest at {path}, found no file: run `sumizome ingest` first.")
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ManifestError(
+            f"expected a manifest in parquet, found {path} damaged or of another kind "
+            f"({_first_line(error)}): run `sumizome ingest` again."
+        ) from error
+    header = _read_header(table, path)
+    _check_columns(table, path)
+    _check_rows(table, len(header["sources"]), str(path))
+    red, green, blue = header["background"]
+    return Manifest(
+        table=table.select(SCHEMA.names).replace_schema_metadata(None).cast(SCHEMA),
+        sources=tuple(Path(source) for source in header["sources"]),
+        background=(red, green, blue),
+        settings=header["settings"],
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_header(table: pa.Table, path: Path) -> dict[str, Any]:
+    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+    if raw is None:
+        raise ManifestError(f"expected a manifest of sumizome, found another parquet file at {path}.")
+    try:
+        header = json.loads(raw)
+        version = header["version"]
+        well_formed = _is_header(header)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"expected the manifest's header as JSON, found it damaged in {path}.") from error
+    if version != MANIFEST_VERSION:
+        raise ManifestError(
+            f"expected a manifest of version {MANIFEST_VERSION}, found version {version!r} in {path}: "
+            "run `sumizome ingest` again."
+        )
+    if not well_formed:
+        raise ManifestError(f"expected sources, background and settings in the header, found it damaged in {path}.")
+    return dict(header)
+
+
+def _is_header(header: Mapping[str, Any]) -> bool:
+    sources, background = header.get("sources"), header.get("background")
+    return (
+        isinstance(sources, list)
+        and all(isinstance(source, str) and Path(source).is_absolute() for source in sources)
+        and isinstance(background, list)
+        and len(background) == 3
+        and all(isinstance(channel, int) and 0 <= channel <= 255 for channel in background)
+        and isinstance(header.get("settings"), dict)
+    )
+
+
+def _check_columns(table: pa.Table, path: Path) -> None:
+    for expected in SCHEMA:
+        if expected.name not in table.schema.names:
+            raise ManifestError(f"expected a column {expected.name!r}, found none in {path}.")
+        found = table.schema.field(expected.name)
+        if not found.type.equals(expected.type):
+            raise ManifestError(f"expected column {expected.name!r} as {expected.type}, found {found.type} in {path}.")
+
+
+def _check_rows(table: pa.Table, source_count: int, where: str) -> None:
+    """Refuses rows that later code would trust in vain; whole columns at a time."""
+    for name, is_wrong, expected in _row_rules(table, source_count):
+        wrong = np.flatnonzero(is_wrong)
+        if len(wrong):
+            row = int(wrong[0])
+            found = table[name][row].as_py()
+            raise ManifestError(f"expected {expected}, found {found!r:.200} in column {name!r}, row {row}, of {where}.")
+
+
+def _row_rules(table: pa.Table, source_count: int) -> Iterable[tuple[str, Any, str]]:
+    """(column, bool [rows] that is true where the row is wrong, what was expected)."""
+    for name in SCHEMA.names:
+        yield name, pc.is_null(table[name]).to_numpy(), "a value"
+    nulls = pc.is_null(pc.list_flatten(table["tags"]))
+    if pc.any(nulls).as_py():
+        row = np.repeat(np.arange(len(table)), pc.list_value_length(table["tags"]).to_numpy())[nulls.to_numpy()]
+        yield "tags", np.isin(np.arange(len(table)), row), "tags without null"
+    yield "id", _is_doubled(table["id"]), "each id once"
+    source = table["source"].to_numpy()
+    yield "source", (source < 0) | (source >= source_count), f"a source below {source_count}"
+    # A path is data from a file: it must not lead out of its source (absolute, "..", a NUL that ends it early).
+    escapes = pc.match_substring_regex(table["path"], r"^$|^/|(^|/)\.\.(/|$)|\x00|\\")
+    yield "path", escapes.to_numpy(), "a relative path that stays below its source"
+    yield "sha256", ~pc.match_substring_regex(table["sha256"], "^[0-9a-f]{64}$").to_numpy(), "64 hex digits"
+    for name in ("height", "width"):
+        side = table[name].to_numpy()
+        yield name, (side < 1) | (side > MAX_SIDE), f"1 to {MAX_SIDE} px"
+    kept, lengths = table["kept_tags"].to_numpy(), pc.list_value_length(table["tags"]).to_numpy()
+    yield "kept_tags", (kept < 0) | (kept > lengths), "at most the number of tags"
+    yield "repeats", table["repeats"].to_numpy() < 1, "at least 1"
+
+
+def _is_doubled(ids: pa.ChunkedArray) -> Any:
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return np.zeros(len(ids), bool)
+    _, first = np.unique(ids.to_numpy(), return_index=True)
+    doubled = np.ones(len(ids), bool)
+    doubled[first] = False
+    return doubled

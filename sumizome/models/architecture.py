@@ -1,0 +1,118 @@
+"""The shape of the SDXL family: the configurations of its four networks.
+
+Owns every number that names the architecture, as plain dictionaries that diffusers and transformers accept. It builds
+no modules and reads no files. Three numbers cannot be seen in tensor shapes and follow one rule here, so that a model
+of any size can be read from shapes alone: the width of a head, the groups of GroupNorm, the features of a time id.
+"""
+
+from typing import Any
+
+__all__ = ["Config", "clip_config", "head_width", "norm_groups", "time_id_dim", "unet_config", "vae_config"]
+
+Config = dict[str, Any]
+
+SDXL_SCALING_FACTOR = 0.13025
+"""Latents are raw VAE latents times this: SDXL's one number for all four channels (2307.01952)."""
+
+
+def head_width(channels: int) -> int:
+    """Channels of one attention head: 64 as in SDXL, 32 in a small model."""
+    return 64 if channels >= 320 else 32
+
+
+def norm_groups(narrowest: int) -> int:
+    """GroupNorm groups: 32 as in SDXL, 8 in a small model.
+
+    With one channel a group, the norm before the last convolution would take each channel's mean away, and with it the
+    brightness of the canvas.
+    """
+    return 32 if narrowest >= 128 else 8
+
+
+def time_id_dim(channels: int) -> int:
+    """Sinusoidal features of each of the six time ids: 256 as in SDXL, 32 in a small model."""
+    return 256 if channels >= 320 else 32
+
+
+def unet_config(
+    *,
+    block_out_channels: tuple[int, ...] = (320, 640, 1280),
+    transformer_layers: tuple[int, ...] = (0, 2, 10),
+    layers_per_block: int = 2,
+    cross_attention_dim: int = 2048,
+    pooled_dim: int = 1280,
+    sample_size: int = 128,
+) -> Config:
+    """UNet2DConditionModel's arguments; the defaults are SDXL's. `transformer_layers` 0: a level without attention.
+
+    `sample_size` is the latent side that the model was made for; diffusers uses it as the default canvas.
+    """
+    attends = [depth > 0 for depth in transformer_layers]
+    widest = max(block_out_channels)
+    features = time_id_dim(widest)
+    return {
+        "sample_size": sample_size,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "block_out_channels": block_out_channels,
+        "layers_per_block": layers_per_block,
+        "transformer_layers_per_block": tuple(max(depth, 1) for depth in transformer_layers),
+        # diffusers calls the number of heads `attention_head_dim`.
+        "attention_head_dim": tuple(channels // head_width(max(block_out_channels)) for channels in block_out_channels),
+        "norm_num_groups": norm_groups(min(block_out_channels)),
+        "cross_attention_dim": cross_attention_dim,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": features,
+        "projection_class_embeddings_input_dim": pooled_dim + 6 * features,
+    }
+
+
+def vae_config(
+    *,
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
+    layers_per_block: int = 2,
+    latent_channels: int = 4,
+    scaling_factor: float = SDXL_SCALING_FACTOR,
+    sample_size: int = 1024,
+) -> Config:
+    """AutoencoderKL's arguments; the defaults are SDXL's. Each level but the last halves the side."""
+    levels = len(block_out_channels)
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": block_out_channels,
+        "layers_per_block": layers_per_block,
+        "latent_channels": latent_channels,
+        "norm_num_groups": norm_groups(min(block_out_channels)),
+        "sample_size": sample_size,
+        "scaling_factor": scaling_factor,
+    }
+
+
+def clip_config(
+    *,
+    width: int = 768,
+    layers: int = 12,
+    intermediate: int = 3072,
+    activation: str = "quick_gelu",
+    projection_dim: int = 768,
+) -> Config:
+    """CLIPTextConfig's arguments; the defaults are SDXL's first encoder (CLIP-L)."""
+    return {
+        "vocab_size": 49408,
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // head_width(width),
+        "max_position_embeddings": 77,
+        "hidden_act": activation,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": projection_dim,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    }

@@ -1,0 +1,180 @@
+"""Prompts to token ids in chunks, and token ids to SDXL's embeddings.
+
+Owns the tokenizer (CLIP's BPE, vendored, no hub), the chunking at tag boundaries and the two encoders' read-out. It loads no
+weights. A chunk is BOS, up to 75 tokens, EOS, padding: 77 ids. The two encoders differ in padding alone: the first pads
+with EOS, the second with "!" (id 0). Notation: `k` chunks, prompt rows are 77·k.
+"""
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor, nn
+
+from sumizome.shapes import PooledPromptEmbeds, PromptEmbeds
+
+__all__ = [
+    "CHUNK_LENGTH",
+    "CHUNK_TOKENS",
+    "ChunkedPrompt",
+    "PromptTokens",
+    "bpe_vocabulary",
+    "build_tokenizer",
+    "chunk_prompt",
+    "encode_prompts",
+    "tokenize",
+]
+
+CHUNK_LENGTH = 77
+CHUNK_TOKENS = 75
+"""Tokens of the prompt in one chunk; BOS and EOS are the other two."""
+BOS, EOS = 49406, 49407
+PADDING = (EOS, 0)
+"""The padding id of each encoder: SDXL's second was trained with zeros, which are "!" in this vocabulary."""
+
+_BPE_FILE = Path(__file__).parent / "assets" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
+_MERGES = 49152 - 256 - 2
+"""Lines of the file that CLIP uses: 49 152 ids less the bytes and the two special tokens."""
+_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@lru_cache(maxsize=1)
+def bpe_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's vocabulary (token → id, 49 408 of them) and its merges in order of priority."""
+    with gzip.open(_BPE_FILE, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : _MERGES + 1]  # the first line is the file's version
+    merges = [(left, right) for left, right in (line.split() for line in lines)]
+    letters = _byte_letters()
+    tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def _byte_letters() -> list[str]:
+    """The 256 byte values as printable letters, in CLIP's order: printable Latin-1 first, the others from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = 256 - len(printable)
+    return [chr(code) for code in printable] + [chr(256 + index) for index in range(others)]
+
+
+@lru_cache(maxsize=1)
+def build_tokenizer() -> Tokenizer:
+    """CLIP's BPE without special tokens: text in, ids of the words out.
+
+    Differs from CLIPTokenizer in one thing: "<|endoftext|>" typed in a prompt is text, because as a token it would end the
+    prompt early and move the pooled state.
+    """
+    vocabulary, merges = bpe_vocabulary()
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _comma_ids() -> frozenset[int]:
+    """Ids of tokens that end a word with a comma: ",", but also "),", as CLIP keeps punctuation together."""
+    return frozenset(index for token, index in bpe_vocabulary()[0].items() if token.endswith(",</w>"))
+
+
+@dataclass(frozen=True)
+class ChunkedPrompt:
+    """A prompt's token ids, without BOS, EOS and padding."""
+
+    chunks: tuple[tuple[int, ...], ...]
+    """At least one, each of 0 to 75 ids."""
+    dropped: str
+    """The end of the prompt that did not fit, "" if all of it did."""
+
+
+def chunk_prompt(prompt: str, max_chunks: int = 3) -> ChunkedPrompt:
+    """The prompt's tokens in at most `max_chunks` chunks of 75, broken after commas so that no tag is torn.
+
+    Chunks are filled greedily in order. Only a tag that is longer than a chunk is broken inside.
+    Source: report §4.2 (contexts of 75 tokens concatenated; breaking at tags is ours).
+    """
+    encoding = build_tokenizer().encode(prompt)
+    commas = _comma_ids()
+    chunks: list[list[int]] = [[]]
+    tag: list[int] = []
+    used = 0
+    for index, token in enumerate(encoding.ids):
+        tag.append(token)
+        if token not in commas and index + 1 < len(encoding.ids):
+            continue
+        if len(chunks[-1]) + len(tag) > CHUNK_TOKENS and chunks[-1]:
+            chunks.append([])
+        while len(tag) > CHUNK_TOKENS:
+            chunks[-1].extend(tag[:CHUNK_TOKENS])
+            chunks.append([])
+            tag = tag[CHUNK_TOKENS:]
+        chunks[-1].extend(tag)
+        tag = []
+    kept = chunks[:max_chunks]
+    used = sum(map(len, kept))
+    dropped = prompt[encoding.offsets[used][0] :] if used < len(encoding.ids) else ""
+    return ChunkedPrompt(tuple(map(tuple, kept)), dropped)
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A batch of prompts as ids for both encoders."""
+
+    input_ids: Int64[Tensor, "2 b k 77"]
+    """[encoder, sample, chunk, position]; shorter prompts are filled up with empty chunks."""
+    dropped: tuple[str, ...]
+    """What did not fit of each prompt ("" = nothing): the caller reports it."""
+
+
+def tokenize(prompts: Sequence[str], max_chunks: int = 3, num_chunks: int | None = None) -> PromptTokens:
+    """Ids for both encoders, as many chunks as the longest prompt needs.
+
+    `num_chunks` fixes that number from below, so that a prompt and its negative prompt get equally many rows.
+    """
+    chunked = [chunk_prompt(prompt, max_chunks) for prompt in prompts]
+    k = max([num_chunks or 1, *(len(prompt.chunks) for prompt in chunked)])
+    input_ids = torch.empty(2, len(prompts), k, CHUNK_LENGTH, dtype=torch.int64)
+    for encoder, padding in enumerate(PADDING):
+        rows = [
+            [_framed(chunk, padding) for chunk in (*prompt.chunks, *[()] * (k - len(prompt.chunks)))]
+            for prompt in chunked
+        ]
+        input_ids[encoder] = torch.tensor(rows, dtype=torch.int64).reshape(len(prompts), k, CHUNK_LENGTH)
+    return PromptTokens(input_ids, tuple(prompt.dropped for prompt in chunked))
+
+
+def _framed(chunk: tuple[int, ...], padding: int) -> list[int]:
+    return [BOS, *chunk, EOS, *[padding] * (CHUNK_TOKENS - len(chunk))]
+
+
+def encode_prompts(
+    text_encoders: nn.ModuleList, input_ids: Int64[Tensor, "2 b k 77"]
+) -> tuple[PromptEmbeds, PooledPromptEmbeds]:
+    """(prompt_embeds [b, 77·k, d₁+d₂], pooled [b, p]) of tokenised prompts. Gradients flow where parameters want them.
+
+    The states are the penultimate layer's, without the final layer norm; each chunk is encoded alone and has
+    positions 0…76. `pooled` is the second encoder's projected state at the first chunk's EOS, as A1111 and ComfyUI have it:
+    the first chunk holds the tags that matter most. Source: report §4.2 (penultimate, concatenated); pooled is ours.
+    """
+    first, second = text_encoders
+    _, batch, chunks, length = input_ids.shape
+    ids = input_ids.to(next(first.parameters()).device).reshape(2, batch * chunks, length)
+    states = first(ids[0], output_hidden_states=True).hidden_states[-2]
+    output = second(ids[1], output_hidden_states=True)
+    both = torch.cat([states, output.hidden_states[-2]], dim=-1)
+    pooled = output.text_embeds.reshape(batch, chunks, -1)[:, 0]
+    return both.reshape(batch, chunks * length, -1), pooled

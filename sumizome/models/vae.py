@@ -1,0 +1,131 @@
+"""Pixels to latents and back through an AutoencoderKL, and the numbers that make latents unit-sized.
+
+Owns encoding (the posterior's mean, float32, no sampling), decoding and normalisation. It loads nothing. The invariant:
+`normalise` and `denormalise` are each other's inverse, and normalised latents are what the U-Net sees.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from sumizome.shapes import Latents, Pixels
+
+__all__ = [
+    "LatentStatistics",
+    "decode_latents",
+    "denormalise",
+    "encode_pixels",
+    "fold_latent_statistics",
+    "latent_statistics",
+    "model_digest",
+    "normalise",
+    "vae_digest",
+    "vae_factor",
+]
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """normalised = (raw − mean) / std, per latent channel.
+
+    SDXL's single scaling factor is mean 0, std 1/0.13025 in every channel; the report's appendix B gives each channel its own.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def latent_statistics(vae: AutoencoderKL) -> LatentStatistics:
+    """The statistics of a VAE's config: `latents_mean` and `latents_std` where it has them, divided by `scaling_factor`."""
+    config = vae.config
+    channels = config["latent_channels"]
+    mean = config.get("latents_mean") or (0.0,) * channels
+    std = config.get("latents_std") or (1.0,) * channels
+    return LatentStatistics(tuple(map(float, mean)), tuple(float(s) / config["scaling_factor"] for s in std))
+
+
+def normalise(raw: Latents, statistics: LatentStatistics) -> Latents:
+    """Raw VAE latents as the U-Net sees them: (raw − mean) / std, float32."""
+    mean, std = _columns(statistics, raw)
+    return (raw.float() - mean) / std
+
+
+def denormalise(latents: Latents, statistics: LatentStatistics) -> Latents:
+    """The inverse of `normalise`, float32."""
+    mean, std = _columns(statistics, latents)
+    return latents.float() * std + mean
+
+
+def _columns(statistics: LatentStatistics, like: Tensor) -> tuple[Tensor, Tensor]:
+    mean = torch.tensor(statistics.mean, dtype=torch.float32, device=like.device)
+    std = torch.tensor(statistics.std, dtype=torch.float32, device=like.device)
+    return mean[None, :, None, None], std[None, :, None, None]
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent along one side: 8 for SDXL, 4 for the tiny model."""
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+
+
+@torch.no_grad()
+def encode_pixels(vae: AutoencoderKL, pixels: Pixels) -> Latents:
+    """Raw latents [b, 4, H/f, W/f] float32: the posterior's mean, so that the same picture always gives the same latents.
+
+    Raises: ValueError if a side is no multiple of the VAE's factor f.
+    """
+    factor = vae_factor(vae)
+    if pixels.shape[-2] % factor or pixels.shape[-1] % factor:
+        raise ValueError(f"pixels of {tuple(pixels.shape[-2:])} are no multiple of the VAE's factor {factor}")
+    return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Latents) -> Pixels:
+    """Pixels [b, 3, f·h, f·w] in [-1, 1], float32, of normalised latents."""
+    raw = denormalise(latents, latent_statistics(vae)).to(vae.device, vae.dtype)
+    return vae.decode(raw).sample.float().clamp(-1, 1)
+
+
+@torch.no_grad()
+def fold_latent_statistics(vae: AutoencoderKL, mean: list[float], std: list[float]) -> AutoencoderKL:
+    """`vae` changed in place so that its raw latents, times its scaling factor, are (old raw − mean) / std.
+
+    The affine goes into the two 1×1 convolutions around the latents, so that programs which know nothing but the scaling
+    factor see per-channel unit latents. `mean` and `std` are measured on the old raw latents (report.md §7); any
+    `latents_mean` and `latents_std` in the config are cleared.
+    """
+    factor = vae.config["scaling_factor"]
+    mean_column = torch.tensor(mean, dtype=torch.float64)
+    scale = factor * torch.tensor(std, dtype=torch.float64)
+    channels = len(mean)
+
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    weight, bias = quant.weight.double(), quant.bias.double()
+    weight[:channels] /= scale[:, None, None, None]
+    bias[:channels] = (bias[:channels] - mean_column) / scale
+    bias[channels:] -= 2 * scale.log()  # the log-variance follows its mean
+    quant.weight.copy_(weight)
+    quant.bias.copy_(bias)
+
+    post_weight = post.weight.double()
+    post.bias.copy_(post.bias.double() + post_weight[:, :, 0, 0] @ mean_column)
+    post.weight.copy_(post_weight * scale[None, :, None, None])
+    vae.register_to_config(latents_mean=None, latents_std=None)
+    return vae
+
+
+def vae_digest(vae: AutoencoderKL) -> str:
+    """What latents depend on, as SHA-256 hex: weights and statistics. Cached latents carry it."""
+    return hashlib.sha256(f"{model_digest(vae)} {latent_statistics(vae)}".encode()).hexdigest()
+
+
+def model_digest(module: nn.Module) -> str:
+    """SHA-256 hex over the names, dtypes, shapes and bytes of a module's state, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

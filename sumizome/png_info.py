@@ -1,0 +1,72 @@
+"""What a drawn picture says of itself: A1111's `parameters` text, which most programs read, and our own JSON.
+
+Nothing here claims to be another program: `Software` is ours, and no signed or hidden data is written.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sumizome import __version__
+from sumizome.inference import PictureRequest, SamplingConfig
+from sumizome.settings import as_mapping
+
+__all__ = ["parameters_text", "write_png"]
+
+_SAMPLER_LABELS = {
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_sde": "DPM++ SDE",
+}
+_GRID_LABELS = {"native": "Uniform", "trailing": "SGM Uniform", "karras": "Karras", "exponential": "Exponential"}
+
+
+def parameters_text(request: PictureRequest, model_name: str, zero_terminal_snr: bool) -> str:
+    """The picture's settings as A1111 writes and reads them, `Noise Schedule: Zero Terminal SNR` included."""
+    sampling: SamplingConfig = request.sampling
+    height, width = request.canvas
+    settings: dict[str, Any] = {
+        "Steps": sampling.steps,
+        "Sampler": _SAMPLER_LABELS[sampling.sampler],
+        "Schedule type": _GRID_LABELS[sampling.grid],
+        "CFG scale": f"{sampling.guidance.guidance_scale:g}",
+        "Seed": request.seed,
+        "Size": f"{width}x{height}",
+        "Model": model_name,
+        "RNG": "CPU",
+    }
+    if sampling.guidance.guidance_rescale:
+        settings["Rescale CFG"] = f"{sampling.guidance.guidance_rescale:g}"
+    if zero_terminal_snr:
+        settings["Noise Schedule"] = "Zero Terminal SNR"
+    settings["Version"] = f"Sumizome {__version__}"
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    """A value as A1111's reader expects it: quoted where it holds a separator."""
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value
+
+
+def write_png(
+    image: Image.Image, path: Path, request: PictureRequest, model_name: str, zero_terminal_snr: bool
+) -> None:
+    """Writes the picture with its settings inside, under a temporary name first."""
+    info = PngInfo()
+    info.add_itxt("parameters", parameters_text(request, model_name, zero_terminal_snr))
+    info.add_itxt("sumizome", json.dumps({"model": model_name, **as_mapping(request)}, ensure_ascii=False))
+    info.add_text("Software", f"Sumizome {__version__}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    image.save(unfinished, format="PNG", pnginfo=info)
+    unfinished.replace(path)

@@ -1,0 +1,159 @@
+"""A config dataclass from TOML files and command-line flags: the same keys, one parser, and a flag wins.
+
+A file is turned into flags that stand before the user's own, so there is one parser, one set of types and one set of
+messages. Nested tables are dotted flags: `[loss] gamma = 5` is `--loss.gamma 5`. To set nothing, leave the key out.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sumizome.errors import ConfigError
+
+__all__ = ["as_mapping", "parse", "read_toml", "to_toml"]
+
+
+def parse(command_type: type, arguments: Sequence[str], prog: str, description: str | None) -> Any:
+    """The command as its dataclass: from TOML files among the arguments first, then from the flags, which win.
+
+    Raises: ConfigError in one line for an unknown or malformed option. SystemExit(0) after printing `--help`.
+    """
+    import tyro
+
+    from_files: list[str] = []
+    flags: list[str] = []
+    for index, argument in enumerate(arguments):
+        # A TOML file stands alone: as the value of a flag it is that flag's.
+        if argument.endswith(".toml") and not (index and arguments[index - 1].startswith("--")):
+            from_files += _flags_from_toml(Path(argument), command_type)
+        else:
+            flags.append(argument)
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(
+                command_type, args=_positionals_first(from_files, flags), prog=prog, description=description
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(f"{_one_line(captured.getvalue())}; see `{prog} --help`") from None
+
+
+def _positionals_first(from_files: list[str], flags: list[str]) -> list[str]:
+    """File flags, then the user's: the last one wins. The user's leading positionals stay in front of all flags."""
+    first_flag = next((i for i, flag in enumerate(flags) if flag.startswith("-")), len(flags))
+    return flags[:first_flag] + from_files + flags[first_flag:]
+
+
+def _one_line(box: str) -> str:
+    """The message of the parser's boxed, many-line error; its help texts and borders left out."""
+    kept: list[str] = []
+    for raw in box.splitlines():
+        line = raw.strip().strip("│╭╮╰╯").strip()
+        if line.startswith(("For full helptext", "Argument helptext")):
+            break
+        if line and not set(line) <= set("─ ") and not raw.startswith("╭"):
+            kept.append(line)
+    return " ".join(kept) or "the options could not be read"
+
+
+def read_toml(path: Path, config_type: type) -> Any:
+    """The config that a TOML file alone describes.
+
+    Raises: ConfigError as `parse` does.
+    """
+    return parse(config_type, [str(path)], prog=str(path), description=None)
+
+
+def _flags_from_toml(path: Path, config_type: type) -> list[str]:
+    """The command-line flags that say what the TOML file says.
+
+    Raises: ConfigError for a file that cannot be read, or a key that `config_type` does not have; it names the nearest.
+    """
+    try:
+        mapping = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return list(_flags(mapping, config_type, prefix="", path=path))
+
+
+def _flags(mapping: Mapping[str, Any], config_type: type, prefix: str, path: Path) -> Iterator[str]:
+    types = typing.get_type_hints(config_type)
+    known = [field.name for field in dataclasses.fields(config_type) if field.init]
+    for key, value in mapping.items():
+        if key not in known:
+            raise ConfigError(f"{path}: unknown key '{prefix}{key}'{_nearest(key, prefix, known)}")
+        flag = "--" + (prefix + key).replace("_", "-")
+        if isinstance(value, Mapping):
+            if not dataclasses.is_dataclass(types[key]):
+                raise ConfigError(f"{path}: '{prefix}{key}' is a table, but it takes a single value")
+            yield from _flags(value, typing.cast(type, types[key]), f"{prefix}{key}.", path)
+        elif dataclasses.is_dataclass(types[key]):
+            raise ConfigError(f"{path}: '{prefix}{key}' takes a table ([{prefix}{key}]), found {value!r}")
+        elif isinstance(value, bool):
+            yield flag if value else _negated(flag)
+        elif isinstance(value, list):
+            yield flag
+            yield from (str(item) for item in value)
+        else:
+            yield f"{flag}={value}"
+
+
+def _negated(flag: str) -> str:
+    """`--loss.fast` → `--loss.no-fast`, the parser's form of a switch that is off."""
+    *tables, name = flag.removeprefix("--").split(".")
+    return "--" + ".".join([*tables, f"no-{name}"])
+
+
+def _nearest(key: str, prefix: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
+
+
+def as_mapping(config: Any) -> dict[str, Any]:
+    """A config as nested dicts of plain values (paths as strings, tuples as lists), as JSON and TOML can hold."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_mapping(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def to_toml(config: Any) -> str:
+    """The config as a TOML document that `flags_from_toml` reads back to the same config."""
+    return "\n".join(_toml_lines(as_mapping(config), prefix="")).strip() + "\n"
+
+
+def _toml_lines(mapping: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    tables = {key: value for key, value in mapping.items() if isinstance(value, Mapping)}
+    for key, value in mapping.items():
+        if key not in tables and value is not None:
+            yield f"{key} = {_toml_value(value)}"
+    for key, table in tables.items():
+        yield f"\n[{prefix}{key}]"
+        yield from _toml_lines(table, f"{prefix}{key}.")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, float):
+        return repr(value)  # TOML spells inf and nan as Python does
+    # JSON's strings, numbers and booleans are TOML's too, but for one control character that TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

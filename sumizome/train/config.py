@@ -1,0 +1,117 @@
+"""A run's settings, as one tree of frozen dataclasses: the TOML file's tables and the command line's dotted flags.
+
+Each part stands beside the code that it configures; the parts here belong to the training loop itself. The tree is
+taken apart in `trainer.build_trainer`; nothing below it sees more than its own part.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sumizome.data.captions import CaptionConfig
+from sumizome.data.tags import TagWeightConfig
+from sumizome.diffusion.loss import LossConfig
+from sumizome.diffusion.prediction import PredictionType
+from sumizome.diffusion.schedule import ScheduleConfig
+from sumizome.errors import ConfigError
+from sumizome.train.ema import EmaConfig
+from sumizome.train.optim import OptimConfig
+from sumizome.train.step import TimestepSampling
+
+__all__ = ["CheckpointConfig", "PreviewConfig", "TrainConfig", "ValidationConfig"]
+
+_TERMINAL = 999
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The loss of held-out pictures at fixed noise, timestep by timestep."""
+
+    every: int = 500
+    """Steps between validations; 0 = never. One is always made at the last step."""
+    count: int = 64
+    """Pictures held out of training, chosen by a hash of their id, so the same ones on every run."""
+    timesteps: tuple[int, ...] = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900, 950, 990, _TERMINAL)
+    """Timesteps at which the loss is measured; 999 is pure noise."""
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Pictures drawn while training, with the averaged weights and the same seeds each time."""
+
+    every: int = 0
+    """Steps between preview grids; 0 = none."""
+    prompts: tuple[str, ...] = ("completely black", "completely white")
+    """One picture a prompt."""
+    canvas: tuple[int, int] = (1024, 1024)
+    """(height, width) in pixels."""
+    sampling_steps: int = 28
+    """Steps from pure noise."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance; 1 = off."""
+    seed: int = 0
+    """Noise of the first picture; the next has seed + 1."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the training state is written to disk."""
+
+    every: int = 500
+    """Steps between checkpoints; one is always written at the last step and when the run is asked to stop."""
+    keep: int = 3
+    """Checkpoints kept; the newest two always are."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run."""
+
+    model: Path
+    """Base model: a diffusers SDXL folder or a single safetensors file. It is only read."""
+    latents: Path
+    """Latent shards, as `sumizome prepare` wrote them with this model's VAE."""
+    run_dir: Path
+    """Where the run lives. One that holds checkpoints is continued; the same command resumes."""
+    steps: int = 1000
+    """Optimizer steps in all; raise it to train a finished run further."""
+    micro_batch_size: int = 4
+    """Samples in one forward pass, all of one bucket."""
+    micro_batches_per_step: int = 1
+    """Forward passes whose gradients make one step (accumulation)."""
+    max_chunks: int = 3
+    """Longest caption, in chunks of 75 tokens."""
+    seed: int = 0
+    """The run's seed: order, captions, noise and timesteps follow from it."""
+    prediction_type: PredictionType = "v_prediction"
+    """What the U-Net learns to predict. An epsilon model becomes a v model by training on (report §2.1)."""
+    timestep_sampling: TimestepSampling = "stratified"
+    """"stratified": each step covers the whole schedule evenly. "uniform": each sample on its own."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """"fp32": float32, with tf32 matrix products on a GPU (the report's). "bf16": float32 weights, bfloat16 compute."""
+    gradient_checkpointing: bool = False
+    """Recompute the U-Net's activations in the backward pass: less memory, about a third more time."""
+    device: str = "auto"
+    """"auto" takes a CUDA device when there is one; else as torch names it: cpu, cuda, cuda:1."""
+    log_every: int = 10
+    """Steps averaged into one record of metrics.jsonl."""
+    tensorboard: bool = True
+    """Write TensorBoard events below run_dir/tensorboard."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    tag_weights: TagWeightConfig = field(default_factory=TagWeightConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "micro_batch_size", "micro_batches_per_step", "max_chunks", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
+        top = self.schedule.num_timesteps - 1
+        outside = [t for t in self.validation.timesteps if not 0 <= t <= top]
+        if outside:
+            raise ConfigError(f"validation.timesteps holds {outside[0]}; they go from 0 to {top}")

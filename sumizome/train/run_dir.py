@@ -1,0 +1,158 @@
+"""The directory of a run: who holds it, what it was started with, and the model that it trained.
+
+run_dir/config.toml        the resolved settings; `sumizome train run_dir/config.toml` goes on with the run
+        environment.json   versions, device, digests of model and data
+        metrics.jsonl      one JSON object a line
+        checkpoints/       step-00000500/ …, see `sumizome.train.checkpoint`
+        previews/          step-000500.png …
+        tensorboard/
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from sumizome import __version__
+from sumizome.errors import CheckpointError, ConfigError
+from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.settings import as_mapping, read_toml, to_toml
+from sumizome.train.checkpoint import latest_checkpoint
+from sumizome.train.config import TrainConfig
+
+__all__ = [
+    "hold_run_dir",
+    "is_run_dir",
+    "load_trained_model",
+    "read_run_config",
+    "record_run",
+    "trained_parameters",
+]
+
+# What may differ between a run and its continuation: how long, how watched, where computed; never what is learned.
+_MAY_CHANGE = (
+    "run_dir", "model", "latents", "steps", "device", "log_every", "tensorboard", "gradient_checkpointing",
+    "validation.every", "validation.timesteps", "preview.", "checkpoint.",
+)  # fmt: skip
+
+
+def is_run_dir(path: Path) -> bool:
+    """Whether `path` is a run directory: one with a config and checkpoints."""
+    return (path / "config.toml").is_file() and (path / "checkpoints").is_dir()
+
+
+@contextlib.contextmanager
+def hold_run_dir(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory for this process; the kernel lets go of it however the process ends.
+
+    Raises: CheckpointError when another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise CheckpointError(
+                f"{run_dir}: another trainer is at work here ({lock.read().strip() or 'unknown process'}); "
+                "wait for it, stop it, or choose another run_dir"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        yield
+
+
+def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
+    """Writes config and environment, after checking them against those the run was started with.
+
+    Raises: ConfigError naming the first setting that would change what is learned.
+    """
+    path = config.run_dir / "config.toml"
+    if path.exists():
+        _check_unchanged(path, config)
+    path.write_text(to_toml(config), encoding="utf-8")
+    environment = {
+        "sumizome": __version__,
+        **{name: _version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **facts,
+    }
+    (config.run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def _check_unchanged(path: Path, config: TrainConfig) -> None:
+    started = dict(_flat(tomllib.loads(path.read_text(encoding="utf-8"))))
+    now = dict(_flat(as_mapping(config)))
+    for key in sorted(started.keys() | now.keys()):
+        if not key.startswith(_MAY_CHANGE) and started.get(key) != now.get(key):
+            raise ConfigError(
+                f"{path.parent}: this run was started with {key} = {started.get(key)!r}, now it is {now.get(key)!r}, "
+                "which would train something else; restore the setting, or choose another run_dir"
+            )
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield prefix + key, value
+
+
+def trained_parameters(model: SDXLModel, train_text_encoders: bool) -> dict[str, nn.Parameter]:
+    """The parameters that a run trains, by the name they have in a checkpoint."""
+    modules = {"unet": model.unet}
+    if train_text_encoders:
+        modules |= dict(zip(("text_encoder", "text_encoder_2"), model.text_encoders, strict=True))
+    return {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
+
+
+def load_trained_model(
+    run_dir: Path, weights: Literal["ema", "raw"] = "ema", **load_options: Any
+) -> tuple[SDXLModel, int]:
+    """The run's model with its newest verified weights, and the step they were saved at.
+
+    Raises: CheckpointError when there is no checkpoint yet; ModelError when the base model cannot be read.
+    """
+    config = read_run_config(run_dir)
+    checkpoint, complaints = latest_checkpoint(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{run_dir}: no checkpoint yet; let `sumizome train` reach one (checkpoint.every)")
+    for complaint in complaints:
+        print(f"sumizome: warning: {complaint}; using step {checkpoint.step} instead")
+    model = load_model(config.model, **load_options)
+    tensors = checkpoint.ema if weights == "ema" else checkpoint.weights
+    parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
+    if set(parameters) != set(tensors):
+        raise CheckpointError(f"{run_dir}: its checkpoint does not fit the base model {config.model}")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[name])
+    trained = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    return trained, checkpoint.step
+
+
+def read_run_config(run_dir: Path) -> TrainConfig:
+    """The settings the run was last started with.
+
+    Raises: CheckpointError when `run_dir` holds no run.
+    """
+    if not is_run_dir(run_dir):
+        raise CheckpointError(f"{run_dir}: not a run directory (no config.toml and checkpoints/ in it)")
+    config: TrainConfig = read_toml(run_dir / "config.toml", TrainConfig)
+    return config

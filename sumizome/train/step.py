@@ -1,0 +1,112 @@
+"""One training step's arithmetic, as the report writes it: noise the latents, predict, compare, weight.
+
+Nothing here branches on configuration: what varies (loss, schedule, prediction type, how timesteps are drawn) comes
+in as values and callables. All randomness is a function of the sample's seed or of (run seed, step, position).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sumizome.data.loader import TrainBatch
+from sumizome.diffusion.prediction import PredictionType, training_target
+from sumizome.diffusion.schedule import NoiseSchedule
+from sumizome.models.conditioning import UNetConditioning, apply_unet
+from sumizome.models.sdxl import SDXLModel
+from sumizome.models.text_encoding import encode_prompts, tokenize
+from sumizome.seeds import derive_seed, generator
+from sumizome.shapes import Latents, PerSample, Timesteps
+
+__all__ = [
+    "Objective",
+    "StepLoss",
+    "TimestepSampling",
+    "condition",
+    "draw_noise",
+    "draw_timesteps",
+    "training_loss",
+]
+
+TimestepSampling = Literal["stratified", "uniform"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is learned: how latents are noised, what the network predicts, and how much each timestep counts."""
+
+    schedule: NoiseSchedule
+    prediction_type: PredictionType
+    loss: Callable[..., tuple[PerSample, PerSample]]
+    """(model_output, target, timesteps, loss_weight) → (weighted, unweighted) loss of each sample."""
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss of each sample of a micro-batch, and where on the schedule it was taken."""
+
+    weighted: PerSample
+    """What is minimised: squared error × timestep weight × tag weight."""
+    unweighted: PerSample
+    """The plain mean squared error, comparable between runs of different weights."""
+    timesteps: Timesteps
+
+
+def training_loss(
+    model: SDXLModel, objective: Objective, batch: TrainBatch, timesteps: Timesteps, max_chunks: int
+) -> StepLoss:
+    """The loss of each sample of the batch at the given timesteps; gradients flow to whatever requires them.
+
+    Source: report §2.1 (v target), §2.2 (schedule), §2.4 (weights), §4.2 (conditioning), §4.3 (tag weights).
+    """
+    device = next(model.unet.parameters()).device
+    latents = batch.latents.to(device)
+    noise = draw_noise(batch.seeds, latents.shape[1:]).to(device)
+    timesteps = timesteps.to(device)
+
+    noised_latents = objective.schedule.add_noise(latents, noise, timesteps)
+    alphas_cumprod = objective.schedule.alphas_cumprod.to(device)[timesteps]
+    target = training_target(objective.prediction_type, latents, noise, alphas_cumprod)
+
+    conditioning = condition(model, batch, max_chunks)
+    model_output = apply_unet(model.unet, noised_latents, timesteps, conditioning)
+
+    weighted, unweighted = objective.loss(model_output.float(), target, timesteps, batch.tag_weight.to(device))
+    return StepLoss(weighted, unweighted, timesteps)
+
+
+def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> UNetConditioning:
+    """The batch's captions and sizes as the U-Net takes them."""
+    tokens = tokenize(batch.captions, max_chunks)
+    prompt_embeds, pooled_prompt_embeds = encode_prompts(model.text_encoders, tokens.input_ids)
+    return UNetConditioning(prompt_embeds, pooled_prompt_embeds, batch.time_ids.to(prompt_embeds.device))
+
+
+def draw_noise(seeds: Int[Tensor, " b"], shape: tuple[int, ...]) -> Latents:
+    """Unit Gaussian noise [b, *shape], float32 on the CPU: each sample's own seed alone decides its noise."""
+    return torch.stack([torch.randn(shape, generator=generator(seed, "noise")) for seed in seeds.tolist()])
+
+
+def draw_timesteps(
+    sampling: TimestepSampling,
+    num_timesteps: int,
+    seeds: Int[Tensor, " b"],
+    run_seed: int,
+    step: int,
+    positions: Float[Tensor, " b"],
+) -> Timesteps:
+    """A timestep in [0, num_timesteps) for each sample; both ways are uniform over many steps.
+
+    "uniform" draws from the sample's own seed. "stratified" cuts the schedule into one stratum a sample of the global
+    batch and shifts them all by one random offset a step, so that each step sees the whole schedule, and the terminal
+    step is never missed for long: the loss is less noisy at no cost.
+    `positions`: where each sample stands in the global batch, in [0, 1).
+    """
+    if sampling == "uniform":
+        draws = [derive_seed(seed, "timestep") % num_timesteps for seed in seeds.tolist()]
+        return torch.tensor(draws, dtype=torch.int64)
+    offset = derive_seed(run_seed, "timesteps", step) / 2**63
+    return ((positions.double() + offset) % 1.0 * num_timesteps).floor().long().clamp(max=num_timesteps - 1)

@@ -1,0 +1,340 @@
+"""The training loop: batch, loss, gradient, step, average; and around it validation, previews, checkpoints, metrics.
+
+`build_trainer` takes the settings apart and resumes what is there; `Trainer.steps` trains and yields a report a
+step, so that the progress bar, and the decision to stop, belong to the caller. One process; every random number is a function
+of (seed, epoch, sample), so weights, optimizer, average and step are the whole state.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sumizome.data.loader import BatchLoader, TrainBatch
+from sumizome.device import choose_device
+from sumizome.diffusion.loss import build_loss
+from sumizome.diffusion.schedule import build_noise_schedule
+from sumizome.errors import CheckpointError, NonFiniteError
+from sumizome.models.sdxl import Component, SDXLModel, load_model, model_digest
+from sumizome.train.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    prune_checkpoints,
+    remove_unfinished,
+    write_checkpoint,
+)
+from sumizome.train.config import TrainConfig
+from sumizome.train.ema import Ema
+from sumizome.train.metrics import Metrics
+from sumizome.train.optim import apply_lr, build_optimizer, lr_factor
+from sumizome.train.preview import write_preview
+from sumizome.train.run_dir import record_run, trained_parameters
+from sumizome.train.step import Objective, StepLoss, draw_timesteps, training_loss
+from sumizome.train.validation import validation_loss
+
+__all__ = ["StepReport", "Trainer", "build_trainer"]
+
+_DECILES = 10
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did, for whoever watches."""
+
+    steps_done: int
+    epoch: int
+    loss: float
+    """Unweighted mean squared error of the step."""
+    images_per_second: float
+    notes: tuple[str, ...] = ()
+    """Events in plain words: a checkpoint, a validation."""
+
+
+@dataclass
+class Trainer:
+    """A run in progress: its state is `model`, `optimizer`, `ema` and `steps_done`; the rest is how it is trained."""
+
+    config: TrainConfig
+    model: SDXLModel
+    objective: Objective
+    loader: BatchLoader
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    ema: Ema
+    steps_done: int
+    device: torch.device
+    facts: dict[str, Any]
+    window: "_Window" = field(default_factory=lambda: _Window())
+
+    def steps(self) -> Iterator[StepReport]:
+        """Trains up to `config.steps`, yielding after each step; close the generator to stop after a step.
+
+        However it ends, the last finished step is in a checkpoint, except after a failure.
+        Raises: NonFiniteError when a loss or gradient is not finite; the weights are those of the step before.
+        """
+        with Metrics(self.config.run_dir, self.steps_done, self.config.tensorboard) as metrics:
+            saved_at = self.steps_done
+            try:
+                with self.loader.from_step(self.steps_done) as batches_of_steps:
+                    while self.steps_done < self.config.steps:
+                        started = time.perf_counter()
+                        batches = next(batches_of_steps)
+                        waited = time.perf_counter() - started
+                        self._train_step(batches)
+                        self.window.add_time(time.perf_counter() - started, waited)
+                        notes = self._after_step(metrics)
+                        saved_at = self.steps_done if "checkpoint" in notes else saved_at
+                        yield self._report(batches, notes)
+            except GeneratorExit:
+                if saved_at < self.steps_done:
+                    self._save()
+                raise
+
+    def _train_step(self, batches: list[TrainBatch]) -> None:
+        """One optimizer step on the step's micro-batches. On a non-finite number nothing has changed.
+
+        Each micro-batch is the mean over its samples, and the step is the mean over its micro-batches.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for index, batch in enumerate(batches):
+            with self._precision():
+                loss = training_loss(
+                    self.model,
+                    self.objective,
+                    batch,
+                    self._timesteps(batch, index, len(batches)),
+                    self.config.max_chunks,
+                )
+            (loss.weighted.mean() / len(batches)).backward()
+            losses.append(loss)
+        grad_norm = self._clip()
+        self._check_finite(losses, grad_norm, batches)
+        lr = apply_lr(self.optimizer, lr_factor(self.config.optim, self.steps_done, self.config.steps))
+        self.optimizer.step()
+        self.steps_done += 1
+        self.ema.update(self.steps_done)
+        self.window.add_step(losses, float(grad_norm), lr)
+
+    def _timesteps(self, batch: TrainBatch, index: int, micro_batches: int) -> Tensor:
+        rows = len(batch.seeds)
+        positions = (index * rows + torch.arange(rows)) / (micro_batches * rows)
+        return draw_timesteps(
+            self.config.timestep_sampling,
+            self.objective.schedule.num_timesteps,
+            batch.seeds,
+            self.config.seed,
+            self.steps_done,
+            positions,
+        )
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _clip(self) -> Tensor:
+        limit = self.config.optim.max_grad_norm or math.inf
+        return nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+
+    def _check_finite(self, losses: list[StepLoss], grad_norm: Tensor, batches: list[TrainBatch]) -> None:
+        finite = torch.stack([loss.weighted.detach().isfinite().all() for loss in losses]).all()
+        if bool(finite) and math.isfinite(float(grad_norm)):
+            return
+        samples = [
+            sample
+            for loss, batch in zip(losses, batches, strict=True)
+            for sample, value in zip(batch.sample_ids, loss.weighted.tolist(), strict=True)
+            if not math.isfinite(value)
+        ]
+        what = "loss" if samples else "gradient"
+        samples = samples or [sample for batch in batches for sample in batch.sample_ids]
+        self.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(
+            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}. The weights were "
+            "not changed, and the last checkpoint is whole. Look at these images, or lower optim.lr"
+        )
+
+    def _after_step(self, metrics: Metrics) -> tuple[str, ...]:
+        """Whatever is due after a step; returns what was done, in words."""
+        step, config = self.steps_done, self.config
+        notes: list[str] = []
+        if _due(step, config.log_every, config.steps):
+            images = config.micro_batch_size * config.micro_batches_per_step
+            record = self.window.summary(images, self.objective.schedule.num_timesteps)
+            metrics.write(step, {**record, "samples_seen": step * images})
+            self.window = _Window()
+        if config.validation.every and _due(step, config.validation.every, config.steps):
+            losses = self._validate()
+            metrics.write(step, {"validation_loss": losses})
+            notes.append(f"validation loss {sum(losses.values()) / len(losses):.4f}, t = {max(map(int, losses))}: "
+                         f"{losses[str(max(map(int, losses)))]:.4f}")  # fmt: skip
+        if config.preview.every and _due(step, config.preview.every, config.steps):
+            with self.ema.applied():
+                path, image = write_preview(self.model, config.preview, config.run_dir / "previews", step)
+            metrics.write_image(step, "previews", image)
+            notes.append(f"preview {path}")
+        if _due(step, config.checkpoint.every, config.steps):
+            self._save()
+            notes.append("checkpoint")
+        return tuple(notes)
+
+    def _validate(self) -> dict[str, float]:
+        with self.ema.applied(), self._precision():
+            return validation_loss(
+                self.model,
+                self.objective,
+                self.loader.validation_batches(self.config.micro_batch_size),
+                self.config.validation.timesteps,
+                self.config.max_chunks,
+            )
+
+    def _save(self) -> None:
+        directory = self.config.run_dir / "checkpoints"
+        state = Checkpoint(
+            step=self.steps_done,
+            weights=self.parameters,
+            ema=self.ema.average,
+            optimizer=optimizer_tensors(self.optimizer, self.parameters),
+            facts=self.facts,
+        )
+        write_checkpoint(directory, state)
+        prune_checkpoints(directory, self.config.checkpoint.keep)
+
+    def _report(self, batches: list[TrainBatch], notes: tuple[str, ...]) -> StepReport:
+        images = sum(len(batch.sample_ids) for batch in batches)
+        return StepReport(
+            steps_done=self.steps_done,
+            epoch=max(max(batch.epochs) for batch in batches),
+            loss=self.window.last_loss,
+            images_per_second=images / self.window.last_seconds,
+            notes=notes,
+        )
+
+
+def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
+    """A trainer at the step where the run directory stands (0 when it is new), and what a user should be told.
+
+    The caller holds the run directory (`run_dir.hold_run_dir`).
+    Raises: ConfigError, ModelError, ShardError, CheckpointError as their parts do, before anything is trained.
+    """
+    device = choose_device(config.device)
+    # The report's float32 with tf32 matrix products; without effect on a CPU.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    schedule = build_noise_schedule(config.schedule)
+    model = _load_base_model(config, device)
+    loader = BatchLoader(config)
+    checkpoints = config.run_dir / "checkpoints"
+    facts = {
+        "base_model": {"unet": model_digest(model.unet), "text_encoders": model_digest(model.text_encoders)},
+        "latents": loader.fingerprint,
+    }
+    parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
+    trainer = Trainer(
+        config=config,
+        model=model,
+        objective=Objective(
+            schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type)
+        ),
+        loader=loader,
+        parameters=parameters,
+        optimizer=build_optimizer(config.optim, parameters),
+        ema=Ema(config.ema, parameters),
+        steps_done=0,
+        device=device,
+        facts=facts,
+    )
+    remove_unfinished(checkpoints)
+    checkpoint, complaints = latest_checkpoint(checkpoints)
+    record_run(config, {**facts, "device": str(device)})
+    checkpoints.mkdir(exist_ok=True)
+    if checkpoint is not None:
+        _resume(trainer, checkpoint)
+        complaints = [f"{text}; going on from step {checkpoint.step} instead" for text in complaints]
+    return trainer, complaints
+
+
+def _load_base_model(config: TrainConfig, device: torch.device) -> SDXLModel:
+    """The base model with gradients on what is trained; the VAE only where previews need it."""
+    components: tuple[Component, ...] = ("unet", "text_encoders")
+    if config.preview.every:
+        components = (*components, "vae")
+    model = load_model(config.model, device=device, components=components)
+    # How the run predicts, not how its base did: previews must sample what is being learned.
+    model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    model.unet.requires_grad_(True).train()
+    model.text_encoders.requires_grad_(config.optim.text_encoder_lr > 0)
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    return model
+
+
+def _resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Puts the checkpoint's state into the trainer.
+
+    Raises: CheckpointError when it was trained from another base model, on other latents, or does not fit.
+    """
+    for fact, value in trainer.facts.items():
+        if checkpoint.facts.get(fact) != value:
+            raise CheckpointError(
+                f"{trainer.config.run_dir}: it was trained with another {fact.replace('_', ' ')} "
+                f"(digest {checkpoint.facts.get(fact)}, now {value}); give the one it was started with, "
+                "or another run_dir"
+            )
+    if set(checkpoint.weights) != set(trainer.parameters):
+        raise CheckpointError(f"{trainer.config.run_dir}: its checkpoint holds other parameters than are trained now")
+    for name, parameter in trainer.parameters.items():
+        parameter.data.copy_(checkpoint.weights[name])
+    trainer.ema.load(checkpoint.ema)
+    load_optimizer(trainer.optimizer, trainer.parameters, checkpoint.optimizer)
+    trainer.steps_done = checkpoint.step
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+class _Window:
+    """Sums over the steps since the last record. Losses are summed on the device and fetched once."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = self.waited = 0.0
+        self.last_seconds = math.inf
+        self.last_loss = math.nan
+        self.grad_norm = self.lr = 0.0
+        self.losses: list[StepLoss] = []
+
+    def add_step(self, losses: list[StepLoss], grad_norm: float, lr: float) -> None:
+        self.steps += 1
+        self.losses += [StepLoss(l.weighted.detach(), l.unweighted.detach(), l.timesteps) for l in losses]
+        self.last_loss = float(torch.cat([loss.unweighted for loss in losses]).detach().mean())
+        self.grad_norm, self.lr = grad_norm, lr
+
+    def add_time(self, seconds: float, waited: float) -> None:
+        self.seconds += seconds
+        self.waited += waited
+        self.last_seconds = seconds
+
+    def summary(self, images_per_step: int, num_timesteps: int) -> dict[str, Any]:
+        """The record of metrics.jsonl: means over the window, and the unweighted loss by tenth of the schedule."""
+        unweighted = torch.cat([loss.unweighted for loss in self.losses]).cpu()
+        timesteps = torch.cat([loss.timesteps for loss in self.losses]).cpu()
+        deciles = timesteps * _DECILES // num_timesteps
+        by_timestep = {
+            f"{int(d) * num_timesteps // _DECILES}": float(unweighted[deciles == d].mean()) for d in deciles.unique()
+        }
+        return {
+            "loss": float(unweighted.mean()),
+            "weighted_loss": float(torch.cat([loss.weighted for loss in self.losses]).mean()),
+            "loss_by_timestep": by_timestep,
+            "grad_norm": self.grad_norm,
+            "lr": self.lr,
+            "images_per_second": self.steps * images_per_step / self.seconds if self.seconds else 0.0,
+            "data_wait": self.waited / self.seconds if self.seconds else 0.0,
+        }
