@@ -297,7 +297,7 @@ def train(
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), vae.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
-        running += (float(loss) - running) / min(step, 50)
+        running += (float(loss.detach()) - running) / min(step, 50)
         if time.perf_counter() - last > 120:
             last = time.perf_counter()
             _report(average, held_out, step, running, last - start)

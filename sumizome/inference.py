@@ -14,7 +14,7 @@ from PIL import Image
 
 from sumizome.diffusion.denoiser import Denoise, Denoiser
 from sumizome.diffusion.guidance import GuidanceConfig, build_guided_denoiser
-from sumizome.diffusion.samplers import SAMPLERS, SamplerName
+from sumizome.diffusion.samplers import SAMPLERS, SamplerName, SamplerState
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.diffusion.sigmas import Grid, SigmaMax, build_sigmas
 from sumizome.errors import ConfigError
@@ -127,11 +127,13 @@ def _chunks(request: PictureRequest, max_chunks: int) -> int:
     return max(len(chunk_prompt(prompt, max_chunks).chunks) for prompt in prompts)
 
 
-def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> Iterator["SamplerState"]:
+def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> Iterator[SamplerState]:
     sampling, canvas = batch[0].sampling, batch[0].canvas
     schedule = build_noise_schedule(model.schedule_config)
-    sigmas = build_sigmas(sampling.grid, sampling.steps, schedule, sampling.sigma_max)
     shape = (_LATENT_CHANNELS, *(side // vae_factor(model.vae) for side in canvas))
+    # What a canvas asks of sigma_max is decided by its latents: the rule's pixels are SDXL's, eight to a latent.
+    sdxl_canvas = (8 * shape[1], 8 * shape[2])
+    sigmas = build_sigmas(sampling.grid, sampling.steps, schedule, sampling.sigma_max, sdxl_canvas)
     device = model.unet.device
     x = torch.stack([initial_noise(request.seed, shape) for request in batch]).to(device) * sigmas[0].float()
 

@@ -67,8 +67,11 @@ class ImageRejected(DataError):
     """
 
     def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
+        super().__init__(reason, sentence)  # both, so that it survives the way back from a worker process
         self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class DecodedImage(NamedTuple):
@@ -90,13 +93,13 @@ def parse_colour(text: str) -> Colour:
 
     Raises: ConfigError.
     """
+    expected = "background: expected an opaque colour such as 'white' or '#808080'"
     try:
-        colour = ImageColor.getrgb(text)
-    except ValueError:
-        colour = ()
-    if len(colour) != 3:
-        raise ConfigError(f"background: expected a colour such as 'white' or '#808080', found {text!r}.")
-    red, green, blue = colour
+        red, green, blue, *alpha = ImageColor.getrgb(text)
+    except ValueError as error:
+        raise ConfigError(f"{expected}, found {text!r}.") from error
+    if alpha:
+        raise ConfigError(f"{expected}, found {text!r}, which has alpha.")
     return red, green, blue
 
 
@@ -327,7 +330,7 @@ def _probe(mode: str) -> Image.Image:
     return probe.convert("CMYK") if mode == "CMYK" else probe
 
 
-# --- orientation --------------------------------------------------------------------------------------------------------
+# --- orientation ------------------------------------------------------------------------------------------------------
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -354,7 +357,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-# --- the words for what is wrong ------------------------------------------------------------------------------------------
+# --- the words for what is wrong --------------------------------------------------------------------------------------
 
 _SIGNATURES = (
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),

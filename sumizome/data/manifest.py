@@ -76,7 +76,8 @@ class Manifest:
 
     def image_path(self, row: int) -> Path:
         """The absolute path of a row's file."""
-        return self.sources[self.table["source"][row].as_py()] / self.table["path"][row].as_py()
+        source: int = self.table["source"][row].as_py()
+        return self.sources[source] / str(self.table["path"][row])
 
 
 def _column_digest(column: pa.ChunkedArray) -> bytes:

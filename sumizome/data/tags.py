@@ -154,7 +154,7 @@ class TagWeightConfig:
     min_weight: float = 0.5
     """the least weight of an image's loss, (0, 1]; 0.5: no image trains at less than half of its share"""
     max_weight: float = 2.0
-    """the greatest weight of an image's loss, at least 1; 2: no image counts for more than two, so gradients stay tame"""
+    """the greatest weight of an image's loss, at least 1; 2: no image counts for more than two"""
     min_count: int = 10
     """tags seen less often count as this often, in images an epoch; 10: what is rarer is mostly misspelling"""
 
@@ -176,7 +176,7 @@ def tag_loss_weights(table: pa.Table, config: TagWeightConfig, categories: Mappi
     """One loss weight an image, float64 [rows], within [min_weight, max_weight], of mean 1 over an epoch.
 
     A tag weighs (m / c_t)^strength, where m is the typical count of its category: the geometric mean over the
-    category's occurrences. An image takes the mean of its tags in each category, then the mean of those; without tags 1.
+    category's occurrences. An image takes the mean over its tags of each category, then the mean of those (no tags: 1).
     A plain product over all tags would let richly tagged images collapse, and a plain mean would let thirty
     general tags drown the one character. Then all are scaled together and clipped, so that the mean is 1 with the
     bounds kept; the mean counts an image as often as it repeats.
@@ -216,7 +216,8 @@ def _mean_by_category(
         sums = np.bincount(rows[mine], weights=weights[mine], minlength=row_count)
         total += sums / np.maximum(tags, 1)
         present += tags > 0
-    return np.where(present > 0, total / np.maximum(present, 1), 1.0)
+    mean: Weights = np.where(present > 0, total / np.maximum(present, 1), 1.0)
+    return mean
 
 
 def _bounded_with_mean_one(raw: Weights, repeats: Weights, low: float, high: float) -> Weights:
@@ -232,4 +233,5 @@ def _bounded_with_mean_one(raw: Weights, repeats: Weights, low: float, high: flo
             below = scale
         else:
             above = scale
-    return np.clip(above * raw, low, high)
+    weights: Weights = np.clip(above * raw, low, high)
+    return weights

@@ -1,6 +1,7 @@
 """What the U-Net is told beside the noised latents: the prompt's embeddings and SDXL's six size numbers.
 
-Owns the bundle, the time ids and the one call into diffusers' U-Net. It encodes no text. Sizes are (height, width) in pixels.
+Owns the bundle, the time ids and the one call into diffusers' U-Net. It encodes no text. Sizes are (height,
+width) in pixels.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,10 @@
 """SDXL's original single-file layout and the names that diffusers and transformers use, as one table of rules.
 
 Owns the correspondence of names and of tensor layouts, both ways, for any number of levels and layers; and the
-inference of configurations from a file's shapes. It builds no modules. A `KeyRule` joins one original tensor with the native
-tensors that it holds (three where OpenCLIP fuses q, k and v). Native names are "component.name" with the folder names of
-diffusers (unet, vae, text_encoder, text_encoder_2) and without transformers 4's "text_model." prefix.
+inference of configurations from a file's shapes. It builds no modules. A `KeyRule` joins one original tensor
+with the native tensors that it holds (three where OpenCLIP fuses q, k and v). Native names are "component.name"
+with the folder names of diffusers (unet, vae, text_encoder, text_encoder_2) and without transformers 4's
+"text_model." prefix.
 """
 
 import re
@@ -125,7 +126,7 @@ def _unet_rules(keys: list[str]) -> _Named:
 
 
 def _unet_name(key: str, layers: int, attending: set[str]) -> str:
-    """The original name. Input blocks are numbered through the levels: `layers` and a downsampling each, after conv_in."""
+    """The original name. Input blocks are numbered through: conv_in, then `layers` and a downsampling for each level."""
     match key.split("."):
         case ["down_blocks", level, "downsamplers", "0", "conv", leaf]:
             return f"input_blocks.{(int(level) + 1) * (layers + 1)}.0.op.{leaf}"
@@ -236,7 +237,8 @@ _RULES: dict[str, Callable[[list[str]], _Named]] = {
 def infer_configs(shapes: Shapes) -> dict[str, Config]:
     """The configuration of each component that the file has, read from its tensors' shapes.
 
-    Numbers that shapes do not show follow `architecture`'s rules. That every tensor fits is checked when they are loaded.
+    Numbers that shapes do not show follow `architecture`'s rules. That every tensor fits is checked when they
+    are loaded.
 
     Raises: ModelError if the tensors of a component are not those of its architecture.
     """
@@ -317,7 +319,8 @@ def _count(shapes: Shapes, pattern: str) -> int:
 def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str, bool]:
     """(prediction type, zero terminal SNR) of an original file: its marker tensors, else its metadata, else SDXL's own.
 
-    `ztsnr` says nothing without `v_pred`, as in ComfyUI. Markers win over metadata because other programs read only them.
+    `ztsnr` says nothing without `v_pred`, as in ComfyUI. Markers win over metadata because other programs read
+    only them.
 
     Raises: ModelError for the markers of EDM models, whose noise levels are not SDXL's.
     """
@@ -325,7 +328,7 @@ def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[st
     foreign = {marker for marker in markers if marker.startswith("edm")}
     if foreign:
         raise ModelError(
-            f"the file is marked as an EDM model ({', '.join(sorted(foreign))}); only SDXL's discrete schedule is known here."
+            f"it is marked as an EDM model ({', '.join(sorted(foreign))}), whose noise levels are not SDXL's."
         )
     if "v_pred" in markers:
         return "v_prediction", "ztsnr" in markers

@@ -1,6 +1,7 @@
 """A safetensors file as an untrusted input: everything that can be wrong with it is one ModelError.
 
-Owns opening and reading tensor by tensor. It knows no layout. Nothing is unpickled: `.ckpt`, `.pt` and `.bin` are refused.
+Owns opening and reading tensor by tensor. It knows no layout. Nothing is unpickled: `.ckpt`, `.pt` and `.bin`
+are refused.
 """
 
 from dataclasses import dataclass, field

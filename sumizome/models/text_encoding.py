@@ -1,8 +1,8 @@
 """Prompts to token ids in chunks, and token ids to SDXL's embeddings.
 
-Owns the tokenizer (CLIP's BPE, vendored, no hub), the chunking at tag boundaries and the two encoders' read-out. It loads no
-weights. A chunk is BOS, up to 75 tokens, EOS, padding: 77 ids. The two encoders differ in padding alone: the first pads
-with EOS, the second with "!" (id 0). Notation: `k` chunks, prompt rows are 77·k.
+Owns the tokenizer (CLIP's BPE, vendored, no hub), the chunking at tag boundaries and the two encoders'
+read-out. It loads no weights. A chunk is BOS, up to 75 tokens, EOS, padding: 77 ids. The two encoders differ in
+padding alone: the first pads with EOS, the second with "!" (id 0). Notation: `k` chunks, prompt rows are 77·k.
 """
 
 import gzip
@@ -66,8 +66,8 @@ def _byte_letters() -> list[str]:
 def build_tokenizer() -> Tokenizer:
     """CLIP's BPE without special tokens: text in, ids of the words out.
 
-    Differs from CLIPTokenizer in one thing: "<|endoftext|>" typed in a prompt is text, because as a token it would end the
-    prompt early and move the pooled state.
+    Differs from CLIPTokenizer in one thing: "<|endoftext|>" typed in a prompt is text, because as a token it
+    would end the prompt early and move the pooled state.
     """
     vocabulary, merges = bpe_vocabulary()
     tokenizer = Tokenizer(
@@ -167,8 +167,9 @@ def encode_prompts(
     """(prompt_embeds [b, 77·k, d₁+d₂], pooled [b, p]) of tokenised prompts. Gradients flow where parameters want them.
 
     The states are the penultimate layer's, without the final layer norm; each chunk is encoded alone and has
-    positions 0…76. `pooled` is the second encoder's projected state at the first chunk's EOS, as A1111 and ComfyUI have it:
-    the first chunk holds the tags that matter most. Source: report §4.2 (penultimate, concatenated); pooled is ours.
+    positions 0…76. `pooled` is the second encoder's projected state at the first chunk's EOS, as A1111 and
+    ComfyUI have it: the first chunk holds the tags that matter most. Source: report §4.2 (penultimate,
+    concatenated); pooled is ours.
     """
     first, second = text_encoders
     _, batch, chunks, length = input_ids.shape

@@ -31,7 +31,8 @@ __all__ = [
 class LatentStatistics:
     """normalised = (raw − mean) / std, per latent channel.
 
-    SDXL's single scaling factor is mean 0, std 1/0.13025 in every channel; the report's appendix B gives each channel its own.
+    SDXL's single scaling factor is mean 0, std 1/0.13025 in every channel; the report's appendix B gives each
+    channel its own.
     """
 
     mean: tuple[float, ...]
@@ -39,7 +40,7 @@ class LatentStatistics:
 
 
 def latent_statistics(vae: AutoencoderKL) -> LatentStatistics:
-    """The statistics of a VAE's config: `latents_mean` and `latents_std` where it has them, divided by `scaling_factor`."""
+    """The statistics in a VAE's config: `scaling_factor`, and `latents_mean` and `latents_std` where it has them."""
     config = vae.config
     channels = config["latent_channels"]
     mean = config.get("latents_mean") or (0.0,) * channels
@@ -72,7 +73,7 @@ def vae_factor(vae: AutoencoderKL) -> int:
 
 @torch.no_grad()
 def encode_pixels(vae: AutoencoderKL, pixels: Pixels) -> Latents:
-    """Raw latents [b, 4, H/f, W/f] float32: the posterior's mean, so that the same picture always gives the same latents.
+    """Raw latents [b, 4, H/f, W/f] float32: the posterior's mean, so that a picture always gives the same latents.
 
     Raises: ValueError if a side is no multiple of the VAE's factor f.
     """
@@ -93,9 +94,9 @@ def decode_latents(vae: AutoencoderKL, latents: Latents) -> Pixels:
 def fold_latent_statistics(vae: AutoencoderKL, mean: list[float], std: list[float]) -> AutoencoderKL:
     """`vae` changed in place so that its raw latents, times its scaling factor, are (old raw − mean) / std.
 
-    The affine goes into the two 1×1 convolutions around the latents, so that programs which know nothing but the scaling
-    factor see per-channel unit latents. `mean` and `std` are measured on the old raw latents (report.md §7); any
-    `latents_mean` and `latents_std` in the config are cleared.
+    The affine goes into the two 1×1 convolutions around the latents, so that programs which know nothing but
+    the scaling factor see per-channel unit latents. `mean` and `std` are measured on the old raw latents
+    (report.md §7); any `latents_mean` and `latents_std` in the config are cleared.
     """
     factor = vae.config["scaling_factor"]
     mean_column = torch.tensor(mean, dtype=torch.float64)

@@ -1,0 +1,108 @@
+"""Read folders of pictures and captions into a manifest.
+
+Takes PNG, JPEG and WebP with captions in same-named .txt or .caption files or a metadata.jsonl, decodes every picture
+once, and says which ones it left out and why. Never writes to the folders.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sumizome.data.ingest import IngestResult
+
+__all__ = ["Command", "run"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Read folders of pictures and captions into a manifest."""
+
+    folders: Positional[tuple[Path, ...]]
+    """folders of pictures; folders inside them named like 10_name show their pictures 10 times an epoch"""
+    manifest: Path
+    """the .parquet file to write, outside the folders; what was left out is listed beside it in .rejects.csv"""
+    background: str = "white"
+    """colour behind transparent pictures: a name or #rrggbb; white, as most drawings are meant to be seen"""
+    workers: int | None = None
+    """processes that decode; by default one a core"""
+
+
+def run(command: Command) -> None:
+    """Writes the manifest and prints what is in it and what is not."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from sumizome.data.images import parse_colour
+    from sumizome.data.ingest import ingest_to
+
+    console = Console()
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("decoding", total=None)
+        result = ingest_to(
+            command.manifest,
+            command.folders,
+            background=parse_colour(command.background),
+            workers=command.workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _print_summary(console, result)
+    _print_rejects(console, result, command.manifest)
+    console.print(f"wrote {command.manifest}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_summary(console: "Console", result: "IngestResult") -> None:
+    from rich.table import Table
+
+    from sumizome.data.tags import tag_counts
+
+    rows = result.manifest.table
+    counts = tag_counts(rows)
+    facts = {
+        "pictures": len(rows),
+        "shown in an epoch": sum(rows["repeats"].to_pylist()),
+        "different tags": len(counts),
+        "without a caption": result.captions_missing,
+        "with an empty caption": result.captions_empty,
+        "with two captions": result.captions_doubled,
+        "byte-identical to another": result.duplicates,
+        "colour profile not usable": result.profiles_ignored,
+        "other files passed over": result.files_ignored,
+        "rejected": len(result.rejects),
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    always = ("pictures", "different tags", "without a caption", "rejected")
+    for name, number in facts.items():
+        if number or name in always:
+            table.add_row(name, f"{number:,}")
+    console.print(table)
+    common = ", ".join(f"{row['tag']} {row['count']}" for row in counts.slice(0, 12).to_pylist())
+    console.print(f"most frequent: {common}", markup=False, highlight=False)
+    for folder, repeats in result.repeats.items():
+        console.print(f"repeats {repeats}: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_rejects(console: "Console", result: "IngestResult", manifest: Path) -> None:
+    from collections import defaultdict
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sumizome.data.ingest import rejects_path
+
+    if not result.rejects:
+        return
+    by_reason = defaultdict(list)
+    for reject in result.rejects:
+        by_reason[reject.reason].append(reject)
+    table = Table("rejected", "", "first of them", "what is wrong", box=None, padding=(0, 2, 0, 0))
+    for reason, rejects in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        paths = "\n".join(escape(reject.path) for reject in rejects[:3])
+        table.add_row(reason, str(len(rejects)), paths, escape(rejects[0].sentence))
+    console.print(table)
+    console.print(f"all of them: {rejects_path(manifest)}", markup=False, highlight=False, soft_wrap=True)
