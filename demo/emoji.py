@@ -12,9 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-from fontTools.ttLib import TTFont
-
-__all__ = ["BitmapFont", "annotation_tags", "main", "read_annotations", "write_folder"]
+__all__ = ["BitmapFont", "annotation_tags", "load_bitmap_font", "main", "read_annotations", "write_folder"]
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 CLDR = Path("/usr/share/unicode/cldr/common")
@@ -44,7 +42,9 @@ class BitmapFont:
 
 
 def load_bitmap_font(path: Path) -> BitmapFont:
-    """Reads the largest strike of a font with CBDT bitmaps."""
+    """Reads the largest strike of a font with CBDT bitmaps. Needs fonttools, which nothing else here does."""
+    from fontTools.ttLib import TTFont
+
     font = TTFont(path)
     strike = max(font["CBDT"].strikeData, key=len)
     pngs = {name: bytes(glyph.imageData) for name, glyph in strike.items()}

@@ -12,7 +12,6 @@ import copy
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,18 +32,23 @@ __all__ = ["linear_start", "main", "patch_components", "psnr"]
 ASSET = Path(next(iter(sumizome.models.__path__))) / "assets" / "tiny_vae.safetensors"
 BUCKETS = ((64, 64), (80, 48), (48, 80), (72, 56), (56, 72))
 """(height, width) of the training pictures: the demo's area."""
-CROP = 48
+CROPS = ((0.0, 32), (0.6, 48))
+"""(share of the training time, side of a crop in px): small crops see more pictures, larger ones fewer borders."""
+FLAT_EVERY = 12
+"""One crop in so many is a flat colour."""
 KL_WEIGHT = 1e-4
-ANCHOR = 16.0
+"""Per latent value, beside a reconstruction loss per pixel value."""
+AVERAGE_DECAY = 0.998
+ANCHOR = 4.0
 """The constant in the anchor channels; see `linear_start`."""
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------
 
 
-def load_pictures(folders: list[Path]) -> list[Tensor]:
-    """Every PNG of the folders as uint8 [3, height, width], fitted to the bucket with the nearest aspect."""
-    return [_fitted(path) for folder in folders for path in sorted(folder.rglob("*.png"))]
+def load_pictures(folder: Path) -> list[Tensor]:
+    """Every PNG of the folder as uint8 [3, height, width], fitted to the bucket with the nearest aspect."""
+    return [_fitted(path) for path in sorted(folder.rglob("*.png"))]
 
 
 def _fitted(path: Path) -> Tensor:
@@ -57,19 +61,17 @@ def _fitted(path: Path) -> Tensor:
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)
 
 
-def crops(pictures: list[Tensor], batch: int, rng: np.random.Generator) -> Iterator[Tensor]:
-    """Endless batches of random crops [batch, 3, CROP, CROP], mirrored half the time, one in twelve a flat colour."""
-    while True:
-        rows = []
-        for index in rng.integers(len(pictures), size=batch):
-            picture = pictures[index]
-            top, left = (int(rng.integers(side - CROP + 1)) for side in picture.shape[1:])
-            crop = picture[:, top : top + CROP, left : left + CROP]
-            rows.append(crop.flip(-1) if rng.random() < 0.5 else crop)
-        pixels = torch.stack(rows).float() / 127.5 - 1
-        for row in range(0, batch, 12):
-            pixels[row] = _flat_color(rng)[:, None, None]
-        yield pixels
+def random_crops(pictures: list[Tensor], batch: int, side: int, rng: np.random.Generator) -> Tensor:
+    """A batch of crops [batch, 3, side, side], mirrored half the time, some of them flat colours."""
+    pixels = torch.empty(batch, 3, side, side)
+    for row, index in enumerate(rng.integers(len(pictures), size=batch)):
+        picture = pictures[index]
+        top, left = (int(rng.integers(length - side + 1)) for length in picture.shape[1:])
+        crop = picture[:, top : top + side, left : left + side].float() / 127.5 - 1
+        pixels[row] = crop.flip(-1) if rng.random() < 0.5 else crop
+    for row in range(0, batch, FLAT_EVERY):
+        pixels[row] = _flat_color(rng)[:, None, None]
+    return pixels
 
 
 def _flat_color(rng: np.random.Generator) -> Tensor:
@@ -95,27 +97,30 @@ def patch_components(pictures: list[Tensor], factor: int = 4) -> Tensor:
 
 
 @torch.no_grad()
-def linear_start(vae: AutoencoderKL, components: Tensor, generator: torch.Generator) -> None:
+def linear_start(
+    vae: AutoencoderKL, components: Tensor, generator: torch.Generator, anchor: float = ANCHOR
+) -> None:
     """Sets the weights so that encoding is the first four patch components, and decoding the colour that they carry.
 
     Three facts make a network full of GroupNorm and SiLU linear:
     a residual block whose last convolution is zero is the identity; silu(x) − silu(−x) = x;
-    and GroupNorm divides by (nearly) a constant when each group holds two *anchor* channels of ±ANCHOR, made by a bias,
+    and GroupNorm divides by (nearly) a constant when each group holds two *anchor* channels of ±`anchor`, made by a bias,
     beside which the others are small. Without anchors GroupNorm would remove the level of a flat colour, and a crop
-    would be encoded otherwise than the same place in the whole picture.
+    would be encoded otherwise than the same place in the whole picture. A larger anchor is closer to linear; a smaller
+    one trains better, because optimizer steps on the weights behind it move the output less.
     """
-    _quiet_blocks(vae)
+    _quiet_blocks(vae, anchor)
     encoder, decoder = vae.encoder, vae.decoder
-    _start_encoder(encoder, components, generator)
+    _start_encoder(encoder, components, generator, anchor)
     mean_colors = components[:4].mean(dim=(2, 3))  # [latent, rgb]: the colour of a patch, given its coefficient
-    _start_decoder(decoder, mean_colors, generator)
+    _start_decoder(decoder, mean_colors, generator, anchor)
     vae.quant_conv.weight.copy_(torch.eye(8)[:, :, None, None])
     vae.post_quant_conv.weight.copy_(torch.eye(4)[:, :, None, None])
     vae.quant_conv.bias.zero_()
     vae.post_quant_conv.bias.zero_()
 
 
-def _quiet_blocks(vae: AutoencoderKL) -> None:
+def _quiet_blocks(vae: AutoencoderKL, anchor: float) -> None:
     """Residual branches end in zero; every GroupNorm undoes the division by its anchors' spread."""
     for name, module in vae.named_modules():
         if name.endswith("conv2") or name.endswith("to_out.0"):
@@ -124,7 +129,7 @@ def _quiet_blocks(vae: AutoencoderKL) -> None:
         if isinstance(module, nn.GroupNorm):
             data, anchors = _channels(module.num_channels, module.num_groups)
             per_group = module.num_channels // module.num_groups
-            module.weight[data] = ANCHOR * math.sqrt(2 / per_group)
+            module.weight[data] = anchor * math.sqrt(2 / per_group)
             module.weight[anchors] = 0
             module.bias.zero_()
 
@@ -136,7 +141,7 @@ def _channels(count: int, groups: int = 8) -> tuple[list[int], list[int]]:
     return [c for c in range(count) if c not in anchors], anchors
 
 
-def _clear(conv: nn.Conv2d, generator: torch.Generator, gain: float = 1.0) -> list[int]:
+def _clear(conv: nn.Conv2d, generator: torch.Generator, anchor: float, gain: float = 1.0) -> list[int]:
     """Random weights from data channels to data channels, anchors in the bias; returns the output's data channels."""
     data, anchors = _channels(conv.out_channels)
     inputs = _channels(conv.in_channels)[0] if conv.in_channels >= 32 else list(range(conv.in_channels))
@@ -146,34 +151,36 @@ def _clear(conv: nn.Conv2d, generator: torch.Generator, gain: float = 1.0) -> li
     weight[torch.tensor(data)[:, None], torch.tensor(inputs)] = noise
     conv.weight.copy_(weight)
     conv.bias.zero_()
-    conv.bias[anchors[0::2]] = ANCHOR
-    conv.bias[anchors[1::2]] = -ANCHOR
+    conv.bias[anchors[0::2]] = anchor
+    conv.bias[anchors[1::2]] = -anchor
     return data
 
 
-def _start_encoder(encoder: nn.Module, components: Tensor, generator: torch.Generator) -> None:
-    color = _clear(encoder.conv_in, generator)[:3]
+def _start_encoder(
+    encoder: nn.Module, components: Tensor, generator: torch.Generator, anchor: float
+) -> None:
+    color = _clear(encoder.conv_in, generator, anchor)[:3]
     for c, channel in enumerate(color):
         encoder.conv_in.weight[channel] = 0
         encoder.conv_in.weight[channel, c, 1, 1] = 1
 
     # First halving: each colour of each of the 2×2 pixels becomes a channel.
     halving = encoder.down_blocks[0].downsamplers[0].conv
-    unfolded = _clear(halving, generator)[:12]
+    unfolded = _clear(halving, generator, anchor)[:12]
     for k, channel in enumerate(unfolded):
         c, dy, dx = k // 4, k // 2 % 2, k % 2
         halving.weight[channel] = 0
         halving.weight[channel, color[c], dy, dx] = 1
 
     widening = encoder.down_blocks[1].resnets[0].conv_shortcut
-    carried = _clear(widening, generator)[:12]
+    carried = _clear(widening, generator, anchor)[:12]
     for source, target in zip(unfolded, carried, strict=True):
         widening.weight[target] = 0
         widening.weight[target, source] = 1
 
     # Second halving: now a 3×3 kernel sees the whole 4×4 patch, and its components come out as pairs ±p.
     halving = encoder.down_blocks[1].downsamplers[0].conv
-    data = _clear(halving, generator)
+    data = _clear(halving, generator, anchor)
     for pair, component in enumerate(components[: len(data) // 2]):
         kernel = torch.zeros_like(halving.weight[0])
         for k, channel in enumerate(carried):
@@ -191,20 +198,22 @@ def _start_encoder(encoder: nn.Module, components: Tensor, generator: torch.Gene
         out.weight[latent, data[2 * latent + 1], 1, 1] = -1
 
 
-def _start_decoder(decoder: nn.Module, mean_colors: Tensor, generator: torch.Generator) -> None:
-    carried = _clear(decoder.conv_in, generator, gain=0.3)[:4]
+def _start_decoder(
+    decoder: nn.Module, mean_colors: Tensor, generator: torch.Generator, anchor: float
+) -> None:
+    carried = _clear(decoder.conv_in, generator, anchor, gain=0.3)[:4]
     for latent, channel in enumerate(carried):
         decoder.conv_in.weight[channel] = 0
         decoder.conv_in.weight[channel, latent, 1, 1] = 1
     for block in decoder.up_blocks:
         for upsampler in block.upsamplers or ():
-            _clear(upsampler.conv, generator)
+            _clear(upsampler.conv, generator, anchor)
             for channel in carried:
                 upsampler.conv.weight[channel] = 0
                 upsampler.conv.weight[channel, channel, 1, 1] = 1
 
     narrowing = decoder.up_blocks[-1].resnets[0].conv_shortcut
-    data = _clear(narrowing, generator)
+    data = _clear(narrowing, generator, anchor)
     decoder.conv_out.weight.zero_()
     decoder.conv_out.bias.zero_()
     for c in range(3):
@@ -268,36 +277,31 @@ def write_asset(vae: AutoencoderKL, pictures: list[Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
-def train(
-    pictures: list[Tensor], held_out: list[Tensor], minutes: float, lr: float, batch: int, seed: int, out: Path
-) -> None:
-    """Trains for that long: AdamW, warm-up and cosine over time, weight average; writes `out` every two minutes."""
+def train(folders: dict[str, list[Tensor]], minutes: float, lr: float, batch: int, seed: int, out: Path) -> None:
+    """Trains for that long: AdamW, warm-up and cosine over time, weight average; writes `out` every two minutes.
+
+    `folders`: pictures by the folder's name. One in forty is held out for the reported PSNR.
+    """
     torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    held_out = {name: pictures[::40] for name, pictures in folders.items()}
+    pictures = [p for pictures in folders.values() for k, p in enumerate(pictures) if k % 40]
     vae = AutoencoderKL(**tiny_vae_config()).train().to(memory_format=torch.channels_last)
     linear_start(vae, patch_components(pictures), torch.Generator().manual_seed(seed))
     average = copy.deepcopy(vae).eval().requires_grad_(False)
-    print(f"{sum(p.numel() for p in vae.parameters()):,} parameters; start: {psnr(average, held_out):.2f} dB", flush=True)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
-    batches = crops(pictures, batch, np.random.default_rng(seed))
     start = last = time.perf_counter()
     step, running = 0, 0.0
+    _report(average, held_out, step, running, 0.0)
     while (share := (time.perf_counter() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * share) + 0.01)
-        pixels = next(batches).contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(pixels).latent_dist
-        output = vae.decode(posterior.sample()).sample
-        loss = reconstruction_loss(output, pixels) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+            group["lr"] = lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * share) + 0.005)
+        side = max(side for begin, side in CROPS if share >= begin)
+        pixels = random_crops(pictures, batch, side, rng).contiguous(memory_format=torch.channels_last)
+        loss = _step(vae, pixels, optimizer)
         step += 1
-        decay = min(0.998, step / (step + 20))
-        with torch.no_grad():
-            for slow, fast in zip(average.parameters(), vae.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
-        running += (float(loss.detach()) - running) / min(step, 50)
+        _follow(average, vae, min(AVERAGE_DECAY, step / (step + 20)))
+        running += (loss - running) / min(step, 50)
         if time.perf_counter() - last > 120:
             last = time.perf_counter()
             _report(average, held_out, step, running, last - start)
@@ -306,24 +310,41 @@ def train(
     write_asset(average, pictures[::2], out)
 
 
-def _report(vae: AutoencoderKL, held_out: list[Tensor], step: int, loss: float, seconds: float) -> None:
+def _step(vae: AutoencoderKL, pixels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    posterior = vae.encode(pixels).latent_dist
+    output = vae.decode(posterior.sample()).sample
+    loss = reconstruction_loss(output, pixels) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+
+
+def _report(vae: AutoencoderKL, held_out: dict[str, list[Tensor]], step: int, loss: float, seconds: float) -> None:
+    fidelity = ", ".join(f"{name} {psnr(vae, pictures):.2f} dB" for name, pictures in held_out.items())
     flat = ", ".join(f"{name} {level:.4f}" for name, level in flat_levels(vae).items())
-    print(f"{seconds:6.0f} s  step {step}  loss {loss:.4f}  {psnr(vae, held_out):.2f} dB  {flat}", flush=True)
+    print(f"{seconds:6.0f} s  step {step}  loss {loss:.4f}  {fidelity}  {flat}", flush=True)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the tiny model's VAE.")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of PNG pictures")
-    parser.add_argument("--minutes", type=float, default=25, help="training time (default: 25)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: 2e-3)")
-    parser.add_argument("--batch", type=int, default=32, help="crops a step (default: 32)")
+    parser.add_argument("--minutes", type=float, default=30, help="training time (default: 30)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
+    parser.add_argument("--batch", type=int, default=16, help="crops a step (default: 16)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ASSET, help="where the weights go (default: the package's asset)")
     options = parser.parse_args()
-    pictures = load_pictures(options.data)
-    held_out, pictures = pictures[::40], [p for k, p in enumerate(pictures) if k % 40]
-    train(pictures, held_out, options.minutes, options.lr, options.batch, options.seed, options.out)
+    folders = {folder.name: load_pictures(folder) for folder in options.data}
+    train(folders, options.minutes, options.lr, options.batch, options.seed, options.out)
 
 
 if __name__ == "__main__":

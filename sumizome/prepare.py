@@ -9,21 +9,20 @@ import contextlib
 import csv
 import fcntl
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Float, Float16, Int, UInt8
 
 from sumizome.data.buckets import (
     RESIZE_VERSION,
-    BucketAssignment,
     BucketConfig,
     Canvases,
     CropGeometry,
@@ -55,8 +54,13 @@ __all__ = ["PrepareConfig", "PrepareProgress", "picture_sizes", "prepare_latents
 
 _BATCH_PIXELS = 4 * 1024 * 1024
 _MAX_BATCH = 64
+_BATCHES_AHEAD = 2
+_CARRIED = ("id", "tags", "kept_tags", "repeats")
 _ALLOWED_FAILURES = 8
 """A small unit may lose this many pictures whatever their share."""
+
+Outcome: TypeAlias = Float16[np.ndarray, "c h w"] | Reject
+"""What became of a picture."""
 
 
 @dataclass(frozen=True)
@@ -101,34 +105,81 @@ class PrepareProgress:
 
 def picture_sizes(manifest: Manifest) -> Sizes:
     """(height, width) of each picture, px."""
-    return np.stack([manifest.table[side].to_numpy().astype(np.int64) for side in ("height", "width")], axis=1)
+    return _columns(manifest.table, "height", "width")
 
 
 def prepare_latents(
     manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig, *, command: str = "sumizome prepare"
 ) -> Iterator[PrepareProgress]:
-    """Prepares what is not yet prepared in `out`, yielding where it stands after each batch. Nothing happens before
-    the first `next`; close the generator to stop. `command` is what an error tells the user to run again.
+    """Prepares what is not yet prepared in `out`, yielding where it stands after each batch.
 
-    Raises: ConfigError if settings cannot be or `out` is a bad place. ShardError if `out` was made with other settings.
-        DataError if the disk cannot be written, or if too many pictures fail.
+    Nothing happens before the first `next`; close the generator to stop. `command` is what an error tells the user to
+    run again.
+    Raises: ConfigError if a setting or `out` cannot be. ShardError if `out` was begun with other settings. DataError if
+        the disk cannot be written, if too many pictures of a unit fail, or if none at all is left.
     """
-    unit_maker = _UnitMaker(manifest, vae, config)
-    plan = CachePlan(unit_maker.fingerprint(), len(manifest), config.unit_size, command)
+    table = bucket_table(config.buckets)
+    plan = CachePlan(_fingerprint(manifest, vae, config.buckets, table), len(manifest), config.unit_size, command)
     _check_out(out, manifest.sources)
     with _hold(out):
         plan = _begin(out, plan)
         records, progress = _survey(out, plan)
         yield progress
         with ThreadPoolExecutor(config.decode_threads or available_cores()) as pool:
-            for unit in range(plan.units):
-                if unit not in records:
-                    for progress in unit_maker.encode(plan.rows(unit), pool, progress):
+            for number in range(plan.units):
+                if number not in records:
+                    unit = _frame(manifest, plan.rows(number), table, config.buckets)
+                    outcomes: dict[int, Outcome] = {}
+                    for new in _encode_unit(unit, vae, pool, _batch_size(config, table)):
+                        outcomes |= new
+                        progress = _advance(progress, new)
                         yield progress
-                    records[unit] = unit_maker.commit(out, plan, unit)
+                    _check_failures(unit, outcomes, config.max_failures, command)
+                    records[number] = _commit(out, plan, number, unit, outcomes)
         _write_rejects(out / "rejects.csv", manifest, records.values())
     if progress.written == 0:
-        raise DataError(f"none of the {len(manifest)} pictures could be prepared; {out / 'rejects.csv'} says why of each")
+        raise DataError(
+            f"none of the {len(manifest)} pictures could be prepared; {out / 'rejects.csv'} says why of each"
+        )
+
+
+def _columns(table: pa.Table, *names: str) -> Int[np.ndarray, "n k"]:
+    return np.stack([table[name].to_numpy().astype(np.int64) for name in names], axis=1)
+
+
+def _fingerprint(manifest: Manifest, vae: AutoencoderKL, buckets: BucketConfig, table: Canvases) -> Fingerprint:
+    """What the latents will depend on.
+
+    Raises: ConfigError if the VAE cannot take the buckets' sides.
+    """
+    factor, statistics = vae_factor(vae), latent_statistics(vae)
+    if buckets.step % factor:
+        raise ConfigError(
+            f"step is {buckets.step}; give a multiple of {factor}, the pixels that this VAE makes a latent of"
+        )
+    return Fingerprint(
+        vae_digest=vae_digest(vae),
+        vae_factor=factor,
+        latent_mean=statistics.mean,
+        latent_std=statistics.std,
+        buckets=tuple((height, width) for height, width in table.tolist()),
+        max_aspect_error=buckets.max_aspect_error,
+        crop=buckets.crop,
+        crop_seed=buckets.crop_seed,
+        resize=RESIZE_VERSION,
+        manifest_digest=manifest.digest,
+    )
+
+
+def _batch_size(config: PrepareConfig, table: Canvases) -> int:
+    return config.batch_size or int(np.clip(_BATCH_PIXELS // table.prod(axis=1).max(), 1, _MAX_BATCH))
+
+
+def _advance(progress: PrepareProgress, new: Mapping[int, Outcome]) -> PrepareProgress:
+    rejected = sum(isinstance(outcome, Reject) for outcome in new.values())
+    return replace(
+        progress, written=progress.written + len(new) - rejected, rejected=progress.rejected + rejected, notes=()
+    )
 
 
 # ── The folder ──
@@ -138,7 +189,9 @@ def _check_out(out: Path, sources: Iterable[Path]) -> None:
     place = out.resolve()
     for source in sources:
         if place.is_relative_to(source.resolve()):
-            raise ConfigError(f"--out {out} lies inside the picture folder {source}, which is never written to; give another")
+            raise ConfigError(
+                f"--out {out} lies inside the picture folder {source}, which is never written to; give another"
+            )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
     foreign = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
@@ -170,7 +223,7 @@ def _begin(out: Path, plan: CachePlan) -> CachePlan:
         write_plan(out, plan)
         return plan
     found = load_plan(out)
-    different = differences(found.fingerprint, asdict(plan.fingerprint) | {"buckets": plan.fingerprint.buckets})
+    different = differences(found.fingerprint, asdict(plan.fingerprint))
     if found.unit_size != plan.unit_size:
         different.append("unit_size")
     if different:
@@ -216,40 +269,122 @@ def _cell(text: str) -> str:
 # ── A unit ──
 
 
-class _UnitMaker:
-    """Makes one unit at a time: `encode` fills it, `commit` writes it and empties it."""
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """Some rows of the manifest in a row, and what is to be made of each picture; entries are counted from 0."""
 
-    def __init__(self, manifest: Manifest, vae: AutoencoderKL, config: PrepareConfig) -> None:
-        self.manifest = manifest
-        self.vae = vae.eval().requires_grad_(False)
-        self.config = config
-        self.table: Canvases = bucket_table(config.buckets)
-        factor = vae_factor(vae)
-        if config.buckets.step % factor:
-            raise ConfigError(f"step is {config.buckets.step}; it must be a multiple of {factor}, the VAE's pixels per latent")
-        self.sizes: Sizes = picture_sizes(manifest)
-        self.assignment: BucketAssignment = assign_buckets(self.sizes, self.table)
-        largest = int(self.table.prod(axis=1).max())
-        self.batch_size = config.batch_size or max(1, min(_MAX_BATCH, _BATCH_PIXELS // largest))
-        self._clear()
+    manifest: Manifest
+    rows: range
+    pictures: pa.Table
+    bucket: Int[np.ndarray, " n"]
+    geometry: CropGeometry
+    misfits: Mapping[int, Reject]
+    """Pictures that no bucket is near to."""
 
-    def _clear(self) -> None:
-        self.latents: dict[int, Float16[np.ndarray, "c h w"]] = {}
-        self.rejects: dict[int, Reject] = {}
-        self.geometry: dict[int, Any] = {}
+    def reject(self, entry: int, reason: str, sentence: str) -> Reject:
+        source, path = (self.pictures[name][entry].as_py() for name in ("source", "path"))
+        return Reject(source, path, reason, sentence)
 
-    def fingerprint(self) -> Fingerprint:
-        """What the latents will depend on."""
-        statistics, buckets = latent_statistics(self.vae), self.config.buckets
-        return Fingerprint(
-            vae_digest=vae_digest(self.vae),
-            vae_factor=vae_factor(self.vae),
-            latent_mean=statistics.mean,
-            latent_std=statistics.std,
-            buckets=tuple((height, width) for height, width in self.table.tolist()),
-            max_aspect_error=buckets.max_aspect_error,
-            crop=buckets.crop,
-            crop_seed=buckets.crop_seed,
-            resize=RESIZE_VERSION,
-            manifest_digest=self.manifest.digest,
+
+def _frame(manifest: Manifest, rows: range, table: Canvases, buckets: BucketConfig) -> _Unit:
+    pictures = manifest.table.slice(rows.start, len(rows))
+    sizes = _columns(pictures, "height", "width")
+    bucket, aspect_error = assign_buckets(sizes, table)
+    ids = pictures["id"].to_pylist()
+    geometry = crop_geometry(sizes, table[bucket], ids, crop=buckets.crop, crop_seed=buckets.crop_seed)
+    unit = _Unit(manifest, rows, pictures, bucket, geometry, misfits := {})
+    for entry in np.flatnonzero(aspect_error >= buckets.max_aspect_error).tolist():
+        (height, width), (canvas_height, canvas_width) = sizes[entry].tolist(), table[bucket[entry]].tolist()
+        misfits[entry] = unit.reject(
+            entry,
+            "aspect",
+            f"{height}×{width} px has an aspect error of {aspect_error[entry]:.2f} to the nearest bucket, "
+            f"{canvas_height}×{canvas_width}; the limit is {buckets.max_aspect_error:g}",
         )
+    return unit
+
+
+def _encode_unit(
+    unit: _Unit, vae: AutoencoderKL, pool: ThreadPoolExecutor, batch_size: int
+) -> Iterator[Mapping[int, Outcome]]:
+    """The outcome of every entry, some at a time; a batch is one bucket. Decoding runs ahead of the VAE."""
+    if unit.misfits:
+        yield unit.misfits
+    batches = list(_batches(unit, batch_size))
+    ahead: deque[list[Future[UInt8[np.ndarray, "H W 3"] | Reject]]] = deque()
+    for number, batch in enumerate(batches):
+        while number + len(ahead) < len(batches) and len(ahead) <= _BATCHES_AHEAD:
+            ahead.append([pool.submit(_fit, unit, entry) for entry in batches[number + len(ahead)]])
+        outcomes: dict[int, Any] = dict(zip(batch, (future.result() for future in ahead.popleft()), strict=True))
+        decoded = [entry for entry in batch if not isinstance(outcomes[entry], Reject)]
+        if decoded:
+            latents = _encode(vae, np.stack([outcomes[entry] for entry in decoded]))
+            outcomes |= {entry: _store(unit, entry, latent) for entry, latent in zip(decoded, latents, strict=True)}
+        yield outcomes
+
+
+def _batches(unit: _Unit, batch_size: int) -> Iterator[list[int]]:
+    """Entries of one bucket each. They depend on the unit alone, so a repeated unit is the same to the last bit."""
+    for bucket in np.unique(unit.bucket).tolist():
+        entries = [entry for entry in np.flatnonzero(unit.bucket == bucket).tolist() if entry not in unit.misfits]
+        for first in range(0, len(entries), batch_size):
+            yield entries[first : first + batch_size]
+
+
+def _fit(unit: _Unit, entry: int) -> UInt8[np.ndarray, "H W 3"] | Reject:
+    """The canvas of one picture, or why there is none."""
+    geometry, sha256 = unit.geometry, unit.pictures["sha256"][entry].as_py()
+    try:
+        image = open_image(unit.manifest.image_path(unit.rows[entry]), unit.manifest.background, sha256=sha256)
+    except ImageRejected as rejected:
+        return unit.reject(entry, rejected.reason, str(rejected))
+    if (found := image.size[::-1]) != (expected := tuple(geometry.original[entry].tolist())):
+        return unit.reject(entry, "changed", f"the manifest says {expected} px, the file has {found}: run ingest again")
+    resized, offset, target = (
+        (int(pair[entry, 0]), int(pair[entry, 1])) for pair in (geometry.resized, geometry.offset, geometry.target)
+    )
+    return np.asarray(resize_and_crop(image, resized, offset, target))
+
+
+def _encode(vae: AutoencoderKL, pictures: UInt8[np.ndarray, "b H W 3"]) -> Float[np.ndarray, "b c h w"]:
+    """Raw latents, float32.
+
+    Raises: ConfigError if the device's memory is too small for the batch.
+    """
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    try:
+        return np.asarray(encode_pixels(vae, pixels).cpu())
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"out of memory encoding {len(pictures)} pictures at once; lower --batch-size") from error
+
+
+def _store(unit: _Unit, entry: int, latent: Float[np.ndarray, "c h w"]) -> Outcome:
+    fault = latent_fault(latent)
+    return unit.reject(entry, *fault) if fault else latent.astype(np.float16)
+
+
+def _check_failures(unit: _Unit, outcomes: Mapping[int, Outcome], share: float, command: str) -> None:
+    """Raises: DataError if so many pictures failed that something else than the pictures must be wrong."""
+    failed = [outcomes[entry] for entry in sorted(outcomes.keys() - unit.misfits.keys())]
+    failed = [outcome for outcome in failed if isinstance(outcome, Reject)]
+    if len(failed) > max(_ALLOWED_FAILURES, share * len(unit.rows)):
+        first: Any = failed[0]
+        raise DataError(
+            f"{len(failed)} of {len(unit.rows)} pictures failed, first {first.path}: {first.reason}, {first.sentence}. "
+            f"Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, if the pictures "
+            "are meant to be so, run `sumizome ingest` again"
+        )
+
+
+def _commit(out: Path, plan: CachePlan, number: int, unit: _Unit, outcomes: Mapping[int, Outcome]) -> UnitRecord:
+    kept = [entry for entry in range(len(unit.rows)) if not isinstance(outcomes[entry], Reject)]
+    geometry = unit.geometry
+    pairs = {"bucket": geometry.target, "original": geometry.original}
+    columns: dict[str, Any] = {
+        f"{name}_{side}": sizes[kept, axis] for name, sizes in pairs.items() for axis, side in enumerate("hw")
+    }
+    columns |= {"crop_top": geometry.offset[kept, 0], "crop_left": geometry.offset[kept, 1]}
+    columns |= {name: unit.pictures[name].take(pa.array(kept, pa.int64())) for name in _CARRIED}
+    latents: list[Any] = [outcomes[entry] for entry in kept]
+    rejects = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Reject)]
+    return commit_unit(out, plan, number, latents, columns, rejects)

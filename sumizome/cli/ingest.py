@@ -29,7 +29,7 @@ class Command:
     background: str = "white"
     """colour behind transparent pictures: a name or #rrggbb; white, as most drawings are meant to be seen"""
     workers: int | None = None
-    """processes that decode; by default one a core"""
+    """processes that decode, by default one a core; 0 = decode in the main process, to look for a fault"""
 
 
 def run(command: Command) -> None:
@@ -59,6 +59,7 @@ def run(command: Command) -> None:
 def _print_summary(console: "Console", result: "IngestResult") -> None:
     from rich.table import Table
 
+    from sumizome.data.sources import printable
     from sumizome.data.tags import tag_counts
 
     rows = result.manifest.table
@@ -81,7 +82,7 @@ def _print_summary(console: "Console", result: "IngestResult") -> None:
         if number or name in always:
             table.add_row(name, f"{number:,}")
     console.print(table)
-    common = ", ".join(f"{row['tag']} {row['count']}" for row in counts.slice(0, 12).to_pylist())
+    common = ", ".join(f"{printable(row['tag'])} {row['count']}" for row in counts.slice(0, 12).to_pylist())
     console.print(f"most frequent: {common}", markup=False, highlight=False)
     for folder, repeats in result.repeats.items():
         console.print(f"repeats {repeats}: {folder}", markup=False, highlight=False, soft_wrap=True)

@@ -45,7 +45,7 @@ def _opening(trainer: "Trainer") -> str:
     start = f"resuming at step {trainer.steps_done}" if trainer.steps_done else "from the base model"
     return (
         f"{config.run_dir}: {count / 1e6:.1f} M parameters on {trainer.device.type} ({config.precision}), "
-        f"{trainer.loader.num_images} images, {batch} a step, {config.steps} steps, {start}"
+        f"{trainer.loader.plan.samples_per_epoch} images an epoch, {batch} a step, {config.steps} steps, {start}"
     )
 
 

@@ -9,6 +9,7 @@ Files are untrusted. Sizes are (height, width); Pillow's (width, height) does no
 import hashlib
 import stat
 import warnings
+import zlib
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -179,6 +180,8 @@ def _decode(data: bytes, background: Colour) -> tuple[Image.Image, str, bool]:
     if format_ != "JPEG" and getattr(image, "is_animated", False):
         raise ImageRejected("animated", "expected a still picture, found an animation: save the frame you want.")
     image.load()  # Pillow's verify() passes truncated files; only decoding every pixel tells.
+    if format_ == "PNG":
+        _check_png_rows(image, data)
     colour, alpha = _split_alpha(image, bit_depth=data[24] if format_ == "PNG" else 8)
     rgb, profile_ignored = _to_srgb(colour, image.info.get("icc_profile"))
     if alpha is not None:
@@ -199,6 +202,42 @@ def _check_size(height: int, width: int) -> None:
         raise ImageRejected("too_small", f"expected sides of at least {MIN_SIDE} px, {found}.")
     if long > MAX_ASPECT_RATIO * short:
         raise ImageRejected("too_elongated", f"expected a ratio of sides of at most {MAX_ASPECT_RATIO}, {found}.")
+
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""(left, top, step right, step down) of each pass of an interlaced PNG"""
+
+
+def _check_png_rows(image: Image.Image, data: bytes) -> None:
+    """Refuses a PNG whose pixel stream ends in good order but too early.
+
+    Pillow takes it as whole and leaves what is missing at zero, so only a picture that ends in a row of zeros (of two
+    rows: an interlaced one may lack every other) is worth a second look.
+    """
+    tail = np.asarray(image.crop((0, image.height - 2, image.width, image.height)))
+    if tail.reshape(2, -1).any(axis=1).all():
+        return
+    bit_depth, colour_type, interlaced = data[24], data[25], data[28]
+    bits = bit_depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(image.height - top) // down), -(-(image.width - left) // right)) for left, top, right, down in passes]
+    expected = sum(height * (1 + -(-width * bits // 8)) for height, width in sizes)
+    found = _inflated_length(data)
+    if found < expected:
+        raise ImageRejected("truncated", f"expected {expected} bytes of pixels, found {found}.")
+
+
+def _inflated_length(data: bytes) -> int:
+    """Bytes in a PNG's pixel stream."""
+    inflater, length, at = zlib.decompressobj(), 0, 8
+    while at < len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        rest = data[at + 8 : at + 8 + size] if kind == b"IDAT" else b""
+        while rest and not inflater.eof:
+            length += len(inflater.decompress(rest, 2**20))
+            rest = inflater.unconsumed_tail
+        at += size + 12
+    return length
 
 
 # --- modes: every one that the three formats decode to, as (colour, alpha) ------------------------------------------
@@ -311,7 +350,8 @@ def _srgb_transform(profile: bytes, mode: str) -> tuple[str, Any]:
             applied,
             "RGB",
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            # For grey, lcms would trade the curve for 33 straight pieces: twice too dark near black.
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if applied == "L" else 0),
         )
     except ImageCms.PyCMSError as error:
         raise ValueError(str(error)) from error

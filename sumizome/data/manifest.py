@@ -5,6 +5,7 @@ Invariant: a manifest that loads is sound (types, ids, sizes, paths that stay be
 checks again. The columns stay Arrow: six million rows are a few buffers, not six million objects.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sumizome.data.images import MAX_SIDE, WHITE, Colour
-from sumizome.errors import ManifestError
+from sumizome.errors import DataError, ManifestError
 
 __all__ = ["MANIFEST_VERSION", "SCHEMA", "Manifest", "load_manifest", "write_atomically", "write_manifest"]
 
@@ -101,29 +102,30 @@ def _column_digest(column: pa.ChunkedArray) -> bytes:
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Writes the manifest whole or not at all: a reader sees the old file or the new one.
 
-    Raises: ManifestError: rows that `load_manifest` would refuse, or a disk that does.
+    Raises: ManifestError: rows that `load_manifest` would refuse. DataError: a disk that does.
     """
-    table = manifest.table.cast(SCHEMA)
-    _check_rows(table, len(manifest.sources), str(path))
+    _check_rows(manifest.table, len(manifest.sources), str(path))
     header = {
         "version": MANIFEST_VERSION,
         "sources": [str(source) for source in manifest.sources],
         "background": list(manifest.background),
         "settings": dict(manifest.settings),
     }
-    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(header, sort_keys=True)})
-    write_atomically(path, lambda temporary: _write_parquet(table, temporary))
+    sealed = json.dumps(header | {"seal": _seal(header, manifest)}, sort_keys=True)
+    table = manifest.table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_METADATA_KEY: sealed})
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    # Parquet's own page checksums: without them a flipped bit reads as another tag.
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+def _seal(header: Mapping[str, Any], manifest: Manifest) -> str:
+    """SHA-256 over header and rows: parquet notices many a flipped bit, and reads some as another tag or colour."""
+    told = {key: value for key, value in header.items() if key != "seal"}
+    return hashlib.sha256((json.dumps(told, sort_keys=True) + manifest.digest).encode()).hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` make a temporary file beside `path`, then puts it in the place of `path` in one step.
 
-    Raises: ManifestError: what the operating system said.
+    Raises: DataError: what the operating system said.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -134,9 +136,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise ManifestError(f"cannot write {path}: {error.strerror or error}.") from error
+        raise DataError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -157,7 +160,7 @@ def load_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise ManifestError(f"expected a manifest at {path}, found no file: run `sumizome ingest` first.")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path) as file:
             table = file.read()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -169,12 +172,15 @@ def load_manifest(path: Path) -> Manifest:
     _check_columns(table, path)
     _check_rows(table, len(header["sources"]), str(path))
     red, green, blue = header["background"]
-    return Manifest(
+    manifest = Manifest(
         table=table.select(SCHEMA.names).replace_schema_metadata(None).cast(SCHEMA),
         sources=tuple(Path(source) for source in header["sources"]),
         background=(red, green, blue),
         settings=header["settings"],
     )
+    if header.get("seal") != _seal(header, manifest):
+        raise ManifestError(f"expected {path} as it was written, found its seal broken: run `sumizome ingest` again.")
+    return manifest
 
 
 def _first_line(error: BaseException) -> str:

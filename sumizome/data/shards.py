@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float16
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sumizome.data.manifest import write_atomically
 from sumizome.data.sources import Reject
@@ -217,10 +217,12 @@ def commit_unit(
         row.append(len(members))
         members.append(latent)
     checks = [crc32(latent) for latent in latents]
-    tensors = {name: np.stack(members) for name, members in by_bucket.items()}
+    # safetensors writes the memory as it lies, whatever the strides say; a VAE's output may be channels-last.
+    tensors = {name: np.ascontiguousarray(np.stack(members)) for name, members in by_bucket.items()}
     index = pa.table({**columns, "row": row, "crc32": checks}, schema=INDEX_SCHEMA)
     shard_path, index_path, record_path = unit_paths(root, unit)
-    write_atomically(shard_path, lambda temporary: save_file(tensors, temporary))
+    # As bytes: `save_file` makes a file that only its owner may read.
+    write_atomically(shard_path, lambda temporary: temporary.write_bytes(save(tensors)))
     write_atomically(index_path, lambda temporary: pq.write_table(index, temporary, compression="zstd"))
     record = UnitRecord(
         unit=unit,

@@ -118,7 +118,7 @@ def _list_files(scan: SourceScan) -> None:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            elif entry.is_symlink() and entry.is_dir():
+            elif entry.is_symlink() and os.path.isdir(entry):  # noqa: PTH112 — False, not an error, for a link in circles
                 scan.reject(path, "linked_folder", "folders behind symbolic links are not entered.")
             else:
                 scan.files.add(path)
@@ -144,7 +144,10 @@ def _build_task(scan: SourceScan, path: str) -> ImageTask:
 
 def _check_link(scan: SourceScan, path: str) -> None:
     """A link may lead to a file within its source only: captions end up in models and reports."""
-    if path in scan.links and not (scan.root / path).resolve().is_relative_to(scan.root):
+    if path not in scan.links:
+        return
+    target = os.path.realpath(scan.root / path)  # Path.resolve() raises for a link in circles
+    if not Path(target).is_relative_to(scan.root):
         raise ImageRejected("link_outside", f"expected a file of this folder, found a link out of it: {path}.")
 
 

@@ -120,6 +120,8 @@ def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | 
 def dpmpp_2m_sde(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource) -> Iterator[SamplerState]:
     """`dpmpp_2m` for the reverse SDE: one evaluation and one noise a step. Noise keys: the step.
 
+    Both want even steps in λ. The native grid's last ones grow, so the line is drawn too far: 28 steps end N(0, 1) with
+    a deviation 15 % too large (2M: 4 %), here as in k-diffusion; on the karras grid 3 % (1 %), exponential 1 % (0.5 %).
     Source: SDE-DPM-Solver++ 2211.01095, App. (2M, midpoint), η = 1.
     """
     extrapolate = _MidpointExtrapolation()

@@ -70,7 +70,7 @@ class ScheduleConfig:
             raise ConfigError(f"num_timesteps must be at least 3, found {self.num_timesteps}; SDXL uses 1000")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NoiseSchedule:
     """The table and everything that is read off it.
 
@@ -89,6 +89,9 @@ class NoiseSchedule:
             )
         if not (table[0] < 1 and table[-1] >= 0 and bool((table.diff() < 0).all())):
             raise ConfigError("alphas_cumprod must fall strictly from below 1 to 0 or above; check the betas")
+
+    def __repr__(self) -> str:
+        return f"NoiseSchedule({self.num_timesteps} timesteps, sigma {self.sigmas[0]:.4g} … {self.sigmas[-1]:.6g})"
 
     @property
     def num_timesteps(self) -> int:

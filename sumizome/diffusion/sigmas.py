@@ -39,7 +39,7 @@ SigmaMax: TypeAlias = float | Literal["pure", "canvas"]
 Sigmas: TypeAlias = Float[Tensor, " levels"]
 """A sampling grid, float64 [steps + 1]."""
 
-BASE_SIGMA_MAX = 14.614641226
+BASE_SIGMA_MAX = 14.6146
 """Largest sigma of SDXL's own schedule, which it took over from models of BASE_CANVAS."""
 
 BASE_CANVAS = (512, 512)
@@ -99,13 +99,12 @@ def starting_sigma(sigma_max: SigmaMax, schedule: NoiseSchedule, canvas: tuple[i
         sigma = scaled_sigma_max(BASE_SIGMA_MAX, canvas, BASE_CANVAS)
     else:
         sigma = float(sigma_max)
-    # A number typed from a table has few digits: SDXL's 14.6146 is printed as 14.615.
-    if not smallest < sigma <= largest * 1.001 or math.isinf(sigma):
+    if not smallest < sigma <= largest or math.isinf(sigma):
         raise ConfigError(
             f"sigma_max must lie above {smallest:.4g} and be at most {largest:.4f}, found {sigma:.6g}"
             + ("" if schedule.zero_terminal_snr else "; a zero_terminal_snr schedule reaches any sigma")
         )
-    return min(sigma, largest)
+    return sigma
 
 
 def scaled_sigma_max(base_sigma_max: float, canvas: tuple[int, int], base_canvas: tuple[int, int]) -> float:

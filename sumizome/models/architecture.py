@@ -1,13 +1,23 @@
 """The shape of the SDXL family: the configurations of its four networks.
 
 Owns every number that names the architecture, as plain dictionaries that diffusers and transformers accept. It builds
-no modules and reads no files. Three numbers cannot be seen in tensor shapes and follow one rule here, so that a model
-of any size can be read from shapes alone: the width of a head, the groups of GroupNorm, the features of a time id.
+no modules and reads no files. Some numbers cannot be seen in tensor shapes and follow a rule here, so that a model of
+any size can be read from shapes alone: the width of a head, the groups of GroupNorm, the features of a time id, and
+the canvas that the model was made for.
 """
 
 from typing import Any
 
-__all__ = ["Config", "clip_config", "head_width", "norm_groups", "time_id_dim", "unet_config", "vae_config"]
+__all__ = [
+    "Config",
+    "clip_config",
+    "head_width",
+    "native_side",
+    "norm_groups",
+    "time_id_dim",
+    "unet_config",
+    "vae_config",
+]
 
 Config = dict[str, Any]
 
@@ -34,6 +44,11 @@ def time_id_dim(channels: int) -> int:
     return 256 if channels >= 320 else 32
 
 
+def native_side(channels: int) -> int:
+    """Side of the latents that a model was made for, diffusers' default canvas: 128 for SDXL, 16 if small."""
+    return 128 if channels >= 320 else 16
+
+
 def unet_config(
     *,
     block_out_channels: tuple[int, ...] = (320, 640, 1280),
@@ -41,17 +56,13 @@ def unet_config(
     layers_per_block: int = 2,
     cross_attention_dim: int = 2048,
     pooled_dim: int = 1280,
-    sample_size: int = 128,
 ) -> Config:
-    """UNet2DConditionModel's arguments; the defaults are SDXL's. `transformer_layers` 0: a level without attention.
-
-    `sample_size` is the latent side that the model was made for; diffusers uses it as the default canvas.
-    """
+    """UNet2DConditionModel's arguments; the defaults are SDXL's. `transformer_layers` 0: a level without attention."""
     attends = [depth > 0 for depth in transformer_layers]
     widest = max(block_out_channels)
     features = time_id_dim(widest)
     return {
-        "sample_size": sample_size,
+        "sample_size": native_side(widest),
         "in_channels": 4,
         "out_channels": 4,
         "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
@@ -76,10 +87,10 @@ def vae_config(
     layers_per_block: int = 2,
     latent_channels: int = 4,
     scaling_factor: float = SDXL_SCALING_FACTOR,
-    sample_size: int = 1024,
 ) -> Config:
     """AutoencoderKL's arguments; the defaults are SDXL's. Each level but the last halves the side."""
     levels = len(block_out_channels)
+    factor = 2 ** (levels - 1)
     return {
         "in_channels": 3,
         "out_channels": 3,
@@ -89,7 +100,7 @@ def vae_config(
         "layers_per_block": layers_per_block,
         "latent_channels": latent_channels,
         "norm_num_groups": norm_groups(min(block_out_channels)),
-        "sample_size": sample_size,
+        "sample_size": factor * native_side(max(block_out_channels)),
         "scaling_factor": scaling_factor,
     }
 

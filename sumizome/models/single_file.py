@@ -126,7 +126,7 @@ def _unet_rules(keys: list[str]) -> _Named:
 
 
 def _unet_name(key: str, layers: int, attending: set[str]) -> str:
-    """The original name. Input blocks are numbered through: conv_in, then `layers` and a downsampling for each level."""
+    """The original name. Input blocks are numbered through: conv_in, then `layers` and a downsampling a level."""
     match key.split("."):
         case ["down_blocks", level, "downsamplers", "0", "conv", leaf]:
             return f"input_blocks.{(int(level) + 1) * (layers + 1)}.0.op.{leaf}"

@@ -53,7 +53,6 @@ def tiny_unet_config() -> Config:
         layers_per_block=1,
         cross_attention_dim=_FIRST_WIDTH + _SECOND_WIDTH,
         pooled_dim=_SECOND_WIDTH,
-        sample_size=16,
     )
 
 
@@ -63,7 +62,7 @@ def tiny_vae_config() -> Config:
     Trained weights go to `assets/tiny_vae.safetensors` after `vae.fold_latent_statistics`, so that SDXL's factor of
     0.13025 is theirs too and nothing needs to be stored beside them.
     """
-    return vae_config(block_out_channels=(32, 64, 64), layers_per_block=1, sample_size=64)
+    return vae_config(block_out_channels=(32, 64, 64), layers_per_block=1)
 
 
 def _text_config(width: int, activation: str) -> Config:

@@ -1,8 +1,8 @@
 """The training loop: batch, loss, gradient, step, average; and around it validation, previews, checkpoints, metrics.
 
-`build_trainer` takes the settings apart and resumes what is there; `Trainer.steps` trains and yields a report a
-step, so that the progress bar, and the decision to stop, belong to the caller. One process; every random number is a function
-of (seed, epoch, sample), so weights, optimizer, average and step are the whole state.
+`build_trainer` takes the settings apart and resumes what is there; `Trainer.steps` trains and yields a report a step,
+so that the progress bar, and the decision to stop, belong to the caller. One process; every random number is a
+function of (seed, epoch, sample), so weights, optimizer, average and step are the whole state.
 """
 
 import math
@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sumizome.data.loader import BatchLoader, TrainBatch
+from sumizome.data.latents import open_latents
+from sumizome.data.loader import BatchLoader, TrainBatch, build_loader
 from sumizome.device import choose_device
 from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.errors import CheckpointError, NonFiniteError
-from sumizome.models.sdxl import Component, SDXLModel, load_model, model_digest
+from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.models.vae import model_digest, vae_digest
 from sumizome.train.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -228,7 +230,7 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     schedule = build_noise_schedule(config.schedule)
     model = _load_base_model(config, device)
-    loader = BatchLoader(config)
+    loader = _build_loader(config, model)
     checkpoints = config.run_dir / "checkpoints"
     facts = {
         "base_model": {"unet": model_digest(model.unet), "text_encoders": model_digest(model.text_encoders)},
@@ -259,14 +261,27 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
     return trainer, complaints
 
 
+def _build_loader(config: TrainConfig, model: SDXLModel) -> BatchLoader:
+    """The loader of the run's latents, which must be those of this model's VAE."""
+    cache = open_latents(config.latents)
+    cache.require(vae_digest=vae_digest(model.vae))
+    return build_loader(
+        cache,
+        seed=config.seed,
+        micro_batch_size=config.micro_batch_size,
+        micro_batches_per_step=config.micro_batches_per_step,
+        validation_count=config.validation.count,
+        captions=config.captions,
+        tag_weights=config.tag_weights,
+    )
+
+
 def _load_base_model(config: TrainConfig, device: torch.device) -> SDXLModel:
-    """The base model with gradients on what is trained; the VAE only where previews need it."""
-    components: tuple[Component, ...] = ("unet", "text_encoders")
-    if config.preview.every:
-        components = (*components, "vae")
-    model = load_model(config.model, device=device, components=components)
+    """The base model with gradients on what is trained. The VAE, which only previews use, stays frozen."""
+    model = load_model(config.model, device=device)
     # How the run predicts, not how its base did: previews must sample what is being learned.
     model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    model.vae.requires_grad_(False)
     model.unet.requires_grad_(True).train()
     model.text_encoders.requires_grad_(config.optim.text_encoder_lr > 0)
     if config.gradient_checkpointing:

@@ -145,9 +145,7 @@ def test_half_precision_latents_are_noised_in_float32(schedule: NoiseSchedule) -
     num_timesteps=st.integers(3, 300),
     zero_terminal_snr=st.booleans(),
 )
-def test_any_schedule_falls_strictly(
-    start: float, stretch: float, num_timesteps: int, zero_terminal_snr: bool
-) -> None:
+def test_any_schedule_falls_strictly(start: float, stretch: float, num_timesteps: int, zero_terminal_snr: bool) -> None:
     table = build_noise_schedule(ScheduleConfig(zero_terminal_snr, start, start * stretch, num_timesteps))
     assert table.num_timesteps == num_timesteps
     assert table.zero_terminal_snr == zero_terminal_snr

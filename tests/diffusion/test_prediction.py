@@ -69,9 +69,7 @@ def test_at_the_terminal_step_the_target_still_denoises_to_the_latents(predictio
 
 
 @given(timestep=st.integers(0, 998), source=st.sampled_from(TYPES), destination=st.sampled_from(TYPES))
-def test_one_target_converts_into_another(
-    timestep: int, source: PredictionType, destination: PredictionType
-) -> None:
+def test_one_target_converts_into_another(timestep: int, source: PredictionType, destination: PredictionType) -> None:
     latents, noise, noised_latents, alphas_cumprod = _sample(timestep)
     converted = convert_output(
         source,
