@@ -1,9 +1,9 @@
-"""Turns a demo's results into `sheet.png` and a self-contained `index.html`.
+"""Turns a demo's results into a picture, `sheet.png`, and a self-contained page, `sheet.html`.
 
-    python demo/contact_sheet.py report.json --out DIR
+    python demo/contact_sheet.py sheet.json --out DIR
 
-Owns layout and nothing else: what was measured comes in as a `Report`. The one number computed here is the mean brightness
-printed beside a row, read from the very pixels shown. Sizes are pixels of the sheet.
+Owns layout and nothing else: what was measured comes in as `SheetData`. The one number computed here is the mean
+brightness printed beside a row, read from the very pixels shown. Sizes are pixels of the sheet.
 """
 
 import argparse
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from loss_plot import INK, MUTED, PAPER, Color, ValidationPoint, draw_loss_plot, font
 
-__all__ = ["ImageRow", "Report", "draw_sheet", "load_report", "main", "write_report"]
+__all__ = ["ImageRow", "SheetData", "draw_sheet", "load_sheet_data", "main", "write_contact_sheet", "write_sheet_data"]
 
 WIDTH = 1344
 MARGIN = 36
@@ -57,7 +57,7 @@ class ImageRow:
 
 
 @dataclass(frozen=True)
-class Report:
+class SheetData:
     """Everything that the sheet shows."""
 
     title: str
@@ -70,8 +70,23 @@ class Report:
     summary: dict[str, float]
 
 
-def load_report(path: Path) -> Report:
-    """A `Report` from JSON; picture paths are relative to the file's folder."""
+def write_contact_sheet(data: SheetData, sheet: Path, page: Path) -> None:
+    """Writes the picture and the page."""
+    draw_sheet(data).save(sheet, optimize=True)
+    page.write_text(_page(data), encoding="utf-8")
+
+
+def write_sheet_data(data: SheetData, path: Path) -> None:
+    """Writes `data` as JSON, with absolute picture paths, so that the sheet can be drawn again."""
+    rows = {
+        key: [asdict(row) | {"images": [str(image.resolve()) for image in row.images]} for row in getattr(data, key)]
+        for key in ("pure_noise", "pictures")
+    }
+    path.write_text(json.dumps(asdict(data) | rows, indent=1), encoding="utf-8")
+
+
+def load_sheet_data(path: Path) -> SheetData:
+    """`SheetData` from JSON; picture paths may be relative to the file's folder."""
     data = json.loads(path.read_text(encoding="utf-8"))
     rows = {
         key: [ImageRow(**{**row, "images": [path.parent / image for image in row["images"]]}) for row in data[key]]
@@ -81,21 +96,7 @@ def load_report(path: Path) -> Report:
         ValidationPoint(point["step"], {int(t): loss for t, loss in point["losses"].items()})
         for point in data["validation"]
     ]
-    return Report(data["title"], data["subtitle"], rows["pure_noise"], rows["pictures"], validation, data["summary"])
-
-
-def write_report(report: Report, out: Path) -> tuple[Path, Path]:
-    """Writes `sheet.png`, `index.html` and `report.json` (to draw them again) into `out`; returns the first two."""
-    out.mkdir(parents=True, exist_ok=True)
-    sheet, page = out / "sheet.png", out / "index.html"
-    draw_sheet(report).save(sheet)
-    page.write_text(_page(report), encoding="utf-8")
-    data = asdict(report) | {
-        key: [asdict(row) | {"images": [str(image.resolve()) for image in row.images]} for row in getattr(report, key)]
-        for key in ("pure_noise", "pictures")
-    }
-    (out / "report.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
-    return sheet, page
+    return SheetData(**{**data, **rows, "validation": validation})
 
 
 # -- the sheet ------------------------------------------------------------------------------------------------------
@@ -136,30 +137,30 @@ class _Sheet:
         return self.image.crop((0, 0, WIDTH, round(self.y) + MARGIN))
 
 
-def draw_sheet(report: Report) -> Image.Image:
+def draw_sheet(data: SheetData) -> Image.Image:
     """The whole contact sheet."""
     sheet = _Sheet()
-    _header(sheet, report)
-    if report.pure_noise:
+    _header(sheet, data)
+    if data.pure_noise:
         _heading(sheet, "Pure noise and back", "The same model and seeds; only the first sigma differs.")
-        for row in report.pure_noise:
+        for row in data.pure_noise:
             _labelled_row(sheet, row)
-    if report.pictures:
+    if data.pictures:
         _heading(sheet, "Pictures", "Every one starts from pure noise; its prompt stands below it.")
-        for row in report.pictures:
+        for row in data.pictures:
             _captioned_row(sheet, row)
     _heading(sheet, "Loss by timestep", "Held-out pictures, fixed noise, averaged weights.")
     sheet.room(PLOT[1])
-    sheet.image.paste(draw_loss_plot(report.validation, *PLOT), (MARGIN, round(sheet.y)))
+    sheet.image.paste(draw_loss_plot(data.validation, *PLOT), (MARGIN, round(sheet.y)))
     sheet.y += PLOT[1]
     return sheet.finished()
 
 
-def _header(sheet: _Sheet, report: Report) -> None:
+def _header(sheet: _Sheet, data: SheetData) -> None:
     sheet.draw.rectangle((MARGIN, sheet.y + 3, MARGIN + 12, sheet.y + 35), fill=SEAL)
-    sheet.text(MARGIN + 24, report.title, 30, bold=True)
-    sheet.text(MARGIN + 24, report.subtitle, 14, MUTED, width=WIDTH - 2 * MARGIN - 24)
-    numbers = _key_numbers(report.summary)
+    sheet.text(MARGIN + 24, data.title, 30, bold=True)
+    sheet.text(MARGIN + 24, data.subtitle, 14, MUTED, width=WIDTH - 2 * MARGIN - 24)
+    numbers = _key_numbers(data.summary)
     sheet.y += 16
     sheet.room(80)
     pitch = (WIDTH - 2 * MARGIN) / max(len(numbers), 1)
@@ -282,7 +283,8 @@ h2 { font-size: 1.3rem; margin: 2.6rem 0 0; }
 h3 { font-size: .95rem; margin: 1.4rem 0 .5rem; }
 p { color: #706a74; margin: .2rem 0 1rem; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1rem 1.2rem; margin: 1.4rem 0; }
-dl div { border-top: 2px solid #cecac4; padding-top: .5rem; display: flex; flex-direction: column-reverse; justify-content: flex-end; }
+dl div { border-top: 2px solid #cecac4; padding-top: .5rem; display: flex;
+  flex-direction: column-reverse; justify-content: flex-end; }
 dt { color: #706a74; font-size: .8rem; } dd { margin: 0; font-size: 1.55rem; font-weight: 700; }
 .row { display: grid; grid-template-columns: 12rem 1fr; gap: 1rem; margin: 0 0 .9rem; align-items: start; }
 .row h3 { margin: 0; } .row p { font-size: .8rem; margin: 0; }
@@ -293,18 +295,18 @@ figure { margin: 0; } figcaption { font-size: .72rem; line-height: 1.35; color: 
 """
 
 
-def _page(report: Report) -> str:
+def _page(data: SheetData) -> str:
     numbers = "".join(
-        f"<div><dt>{escape(caption)}</dt><dd>{escape(value)}</dd></div>" for value, caption in _key_numbers(report.summary)
+        f"<div><dt>{escape(words)}</dt><dd>{escape(value)}</dd></div>" for value, words in _key_numbers(data.summary)
     )
-    noise = "".join(_labelled_html(row) for row in report.pure_noise)
-    pictures = "".join(_captioned_html(row) for row in report.pictures)
-    plot = draw_loss_plot(report.validation, *PLOT)
+    noise = "".join(_labelled_html(row) for row in data.pure_noise)
+    pictures = "".join(_captioned_html(row) for row in data.pictures)
+    plot = draw_loss_plot(data.validation, *PLOT)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(report.title)}</title><style>{STYLE}</style></head><body>
-<h1>{escape(report.title)}</h1><p>{escape(report.subtitle)}</p><dl>{numbers}</dl>
+<title>{escape(data.title)}</title><style>{STYLE}</style></head><body>
+<h1>{escape(data.title)}</h1><p>{escape(data.subtitle)}</p><dl>{numbers}</dl>
 <h2>Pure noise and back</h2><p>The same model and seeds; only the first sigma differs.</p>{noise}
 <h2>Pictures</h2><p>Every one starts from pure noise; its prompt stands below it.</p>{pictures}
 <h2>Loss by timestep</h2><p>Held-out pictures, fixed noise, averaged weights.</p>
@@ -316,7 +318,8 @@ def _page(report: Report) -> str:
 def _labelled_html(row: ImageRow) -> str:
     words = " · ".join(filter(None, (row.note, f"mean brightness {_mean_brightness(row.images):.3f}")))
     images = "".join(_image_html(path, row.label) for path in row.images)
-    return f'<div class="row"><div><h3>{escape(row.label)}</h3><p>{escape(words)}</p></div><div class="strip">{images}</div></div>'
+    label = f"<div><h3>{escape(row.label)}</h3><p>{escape(words)}</p></div>"
+    return f'<div class="row">{label}<div class="strip">{images}</div></div>'
 
 
 def _captioned_html(row: ImageRow) -> str:
@@ -347,11 +350,13 @@ def _data_url(image: Image.Image) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Draw a demo's contact sheet and page.")
-    parser.add_argument("report", type=Path, help="report.json, as `write_report` leaves it")
-    parser.add_argument("--out", type=Path, required=True, help="folder for sheet.png and index.html")
+    parser.add_argument("data", type=Path, help="sheet.json, as `write_sheet_data` leaves it")
+    parser.add_argument("--out", type=Path, required=True, help="folder for sheet.png and sheet.html")
     options = parser.parse_args()
-    for path in write_report(load_report(options.report), options.out):
-        print(path)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sheet, page = options.out / "sheet.png", options.out / "sheet.html"
+    write_contact_sheet(load_sheet_data(options.data), sheet, page)
+    print(sheet, page, sep="\n")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def main() -> None:
     options = parser.parse_args()
     font, annotations = load_bitmap_font(options.font), read_annotations(options.annotations)
     count = write_folder(font, annotations, options.out)
-    print(f"{count} pictures of {len(annotations)} annotated characters in {options.out}; the font has {len(font.pngs)} bitmaps")
+    print(f"{count} pictures with tags in {options.out}")
+    print(f"({len(annotations)} annotated characters, {len(font.pngs)} bitmaps in the font)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The validation loss by timestep as a picture: over the timesteps as training goes on, and over training at each timestep.
+"""The validation loss by timestep as a picture: over the timesteps as training goes on, and over training at each.
 
-Owns two panels drawn with Pillow alone, readable in greyscale: lines differ in lightness and marker and are labelled where
-they end. Losses are the unweighted per-timestep ones, on a logarithmic axis.
+Owns two panels drawn with Pillow alone, readable in greyscale: lines differ in lightness and marker and are labelled
+where they end. Losses are the unweighted per-timestep ones, on a logarithmic axis.
 """
 
 import json
@@ -22,7 +22,14 @@ PAPER: Color = (252, 251, 248)
 INK: Color = (34, 30, 40)
 FAINT: Color = (222, 219, 214)
 MUTED: Color = (112, 106, 116)
-LINES: tuple[Color, ...] = ((198, 188, 178), (154, 168, 186), (196, 106, 84), (70, 112, 158), (122, 52, 98), (24, 22, 34))
+LINES: tuple[Color, ...] = (
+    (198, 188, 178),
+    (154, 168, 186),
+    (196, 106, 84),
+    (70, 112, 158),
+    (122, 52, 98),
+    (24, 22, 34),
+)
 """Light to dark, so that the order shows without colour too."""
 OVERSAMPLING = 3
 MAX_LINES = len(LINES)

@@ -1,10 +1,10 @@
-"""Trains the tiny model's AutoencoderKL on folders of pictures and writes `sumizome/models/assets/tiny_vae.safetensors`.
+"""Trains the tiny model's AutoencoderKL on folders of pictures: `sumizome/models/assets/tiny_vae.safetensors`.
 
-    python demo/train_tiny_vae.py --data DRAWN [EMOJI …] --minutes 25
+    python demo/train_tiny_vae.py --data DRAWN [EMOJI …] --minutes 30
 
-Owns the start, the loss and the loop; the architecture is `sumizome.models.tiny.tiny_vae_config`. The start is not random:
-the weights are set so that the network *is* a linear patch codec (the principal components of 4×4 patches), and training
-improves on that. Pixels are RGB in [-1, 1], [batch, 3, height, width].
+Owns the start, the loss and the loop; the architecture is `sumizome.models.tiny.tiny_vae_config`. The start is not
+random: the weights are set so that the network is nearly a linear patch codec (principal components of 4×4 patches), and
+training improves on that. Pixels are RGB in [-1, 1], [batch, 3, height, width].
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sumizome.models
@@ -97,17 +97,15 @@ def patch_components(pictures: list[Tensor], factor: int = 4) -> Tensor:
 
 
 @torch.no_grad()
-def linear_start(
-    vae: AutoencoderKL, components: Tensor, generator: torch.Generator, anchor: float = ANCHOR
-) -> None:
+def linear_start(vae: AutoencoderKL, components: Tensor, generator: torch.Generator, anchor: float = ANCHOR) -> None:
     """Sets the weights so that encoding is the first four patch components, and decoding the colour that they carry.
 
     Three facts make a network full of GroupNorm and SiLU linear:
     a residual block whose last convolution is zero is the identity; silu(x) − silu(−x) = x;
-    and GroupNorm divides by (nearly) a constant when each group holds two *anchor* channels of ±`anchor`, made by a bias,
-    beside which the others are small. Without anchors GroupNorm would remove the level of a flat colour, and a crop
-    would be encoded otherwise than the same place in the whole picture. A larger anchor is closer to linear; a smaller
-    one trains better, because optimizer steps on the weights behind it move the output less.
+    and GroupNorm divides by (nearly) a constant when each group holds two *anchor* channels of ±`anchor`, made by
+    a bias, beside which the others are small. Without anchors GroupNorm would remove the level of a flat colour, and
+    a crop would be encoded otherwise than the same place in the whole picture. A larger anchor is closer to linear; a
+    smaller one trains better, because optimizer steps on the weights behind it move the output less.
     """
     _quiet_blocks(vae, anchor)
     encoder, decoder = vae.encoder, vae.decoder
@@ -123,7 +121,7 @@ def linear_start(
 def _quiet_blocks(vae: AutoencoderKL, anchor: float) -> None:
     """Residual branches end in zero; every GroupNorm undoes the division by its anchors' spread."""
     for name, module in vae.named_modules():
-        if name.endswith("conv2") or name.endswith("to_out.0"):
+        if name.endswith(("conv2", "to_out.0")):
             module.weight.zero_()
             module.bias.zero_()
         if isinstance(module, nn.GroupNorm):
@@ -156,9 +154,7 @@ def _clear(conv: nn.Conv2d, generator: torch.Generator, anchor: float, gain: flo
     return data
 
 
-def _start_encoder(
-    encoder: nn.Module, components: Tensor, generator: torch.Generator, anchor: float
-) -> None:
+def _start_encoder(encoder: nn.Module, components: Tensor, generator: torch.Generator, anchor: float) -> None:
     color = _clear(encoder.conv_in, generator, anchor)[:3]
     for c, channel in enumerate(color):
         encoder.conv_in.weight[channel] = 0
@@ -198,9 +194,7 @@ def _start_encoder(
         out.weight[latent, data[2 * latent + 1], 1, 1] = -1
 
 
-def _start_decoder(
-    decoder: nn.Module, mean_colors: Tensor, generator: torch.Generator, anchor: float
-) -> None:
+def _start_decoder(decoder: nn.Module, mean_colors: Tensor, generator: torch.Generator, anchor: float) -> None:
     carried = _clear(decoder.conv_in, generator, anchor, gain=0.3)[:4]
     for latent, channel in enumerate(carried):
         decoder.conv_in.weight[channel] = 0
@@ -277,7 +271,15 @@ def write_asset(vae: AutoencoderKL, pictures: list[Tensor], path: Path) -> None:
     temporary.replace(path)
 
 
-def train(folders: dict[str, list[Tensor]], minutes: float, lr: float, batch: int, seed: int, out: Path) -> None:
+def train(
+    folders: dict[str, list[Tensor]],
+    minutes: float,
+    lr: float,
+    batch: int,
+    seed: int,
+    out: Path,
+    start_from: Path | None = None,
+) -> None:
     """Trains for that long: AdamW, warm-up and cosine over time, weight average; writes `out` every two minutes.
 
     `folders`: pictures by the folder's name. One in forty is held out for the reported PSNR.
@@ -287,7 +289,10 @@ def train(folders: dict[str, list[Tensor]], minutes: float, lr: float, batch: in
     held_out = {name: pictures[::40] for name, pictures in folders.items()}
     pictures = [p for pictures in folders.values() for k, p in enumerate(pictures) if k % 40]
     vae = AutoencoderKL(**tiny_vae_config()).train().to(memory_format=torch.channels_last)
-    linear_start(vae, patch_components(pictures), torch.Generator().manual_seed(seed))
+    if start_from:
+        vae.load_state_dict({name: tensor.float() for name, tensor in load_file(start_from).items()})
+    else:
+        linear_start(vae, patch_components(pictures), torch.Generator().manual_seed(seed))
     average = copy.deepcopy(vae).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
     start = last = time.perf_counter()
@@ -341,10 +346,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
     parser.add_argument("--batch", type=int, default=16, help="crops a step (default: 16)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start-from", type=Path, help="weights to go on from (default: the linear start)")
     parser.add_argument("--out", type=Path, default=ASSET, help="where the weights go (default: the package's asset)")
     options = parser.parse_args()
     folders = {folder.name: load_pictures(folder) for folder in options.data}
-    train(folders, options.minutes, options.lr, options.batch, options.seed, options.out)
+    train(folders, options.minutes, options.lr, options.batch, options.seed, options.out, options.start_from)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     SumizomeError
     ├── ConfigError            a setting: unknown key, value out of range, two settings that exclude each other
     ├── DataError              the user's pictures and what was made from them
+    │   ├── ImageRejected      one picture that cannot be used, and why (in `data.images`): a row of a reject table
     │   ├── ManifestError      a manifest that is missing, damaged or of another version
     │   └── ShardError         latent shards: digest mismatch, fingerprint of another VAE, half-written unit
     ├── ModelError             model files: unknown layout, missing or foreign keys, damaged header

@@ -10,7 +10,9 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from sumizome.diffusion.denoiser import Denoise, Denoiser
 from sumizome.diffusion.guidance import GuidanceConfig, build_guided_denoiser
@@ -144,7 +146,7 @@ def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> I
     return SAMPLERS[sampling.sampler](guided_denoiser(model, batch, max_chunks), x, sigmas, noise)
 
 
-def initial_noise(seed: int, shape: tuple[int, ...]) -> Latents:
+def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Tensor, "c h w"]:
     """Unit noise [c, h, w] by seed, bit for bit what ComfyUI and A1111 (RNG: CPU) draw for a single picture."""
     return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[0]
 
@@ -163,7 +165,7 @@ def guided_denoiser(model: SDXLModel, batch: Sequence[PictureRequest], max_chunk
 
 def _denoiser(model: SDXLModel, conditioning: UNetConditioning) -> Denoise:
     @torch.no_grad()
-    def predict(noised_latents: Latents, timesteps: torch.Tensor) -> Latents:
+    def predict(noised_latents: Latents, timesteps: Tensor) -> Latents:
         return apply_unet(model.unet, noised_latents, timesteps, conditioning)
 
     schedule = build_noise_schedule(model.schedule_config)

@@ -59,7 +59,7 @@ _CARRIED = ("id", "tags", "kept_tags", "repeats")
 _ALLOWED_FAILURES = 8
 """A small unit may lose this many pictures whatever their share."""
 
-Outcome: TypeAlias = Float16[np.ndarray, "c h w"] | Reject
+Outcome: TypeAlias = Float16[np.ndarray, "_ _ _"] | Reject
 """What became of a picture."""
 
 
@@ -381,9 +381,9 @@ def _commit(out: Path, plan: CachePlan, number: int, unit: _Unit, outcomes: Mapp
     geometry = unit.geometry
     pairs = {"bucket": geometry.target, "original": geometry.original}
     columns: dict[str, Any] = {
-        f"{name}_{side}": sizes[kept, axis] for name, sizes in pairs.items() for axis, side in enumerate("hw")
+        f"{name}_{side}": sizes[kept, axis].tolist() for name, sizes in pairs.items() for axis, side in enumerate("hw")
     }
-    columns |= {"crop_top": geometry.offset[kept, 0], "crop_left": geometry.offset[kept, 1]}
+    columns |= {"crop_top": geometry.offset[kept, 0].tolist(), "crop_left": geometry.offset[kept, 1].tolist()}
     columns |= {name: unit.pictures[name].take(pa.array(kept, pa.int64())) for name in _CARRIED}
     latents: list[Any] = [outcomes[entry] for entry in kept]
     rejects = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Reject)]

@@ -5,8 +5,10 @@ state, and the same step gives the same batch, caption and noise on any number o
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["derive_seed", "generator"]
 
@@ -17,6 +19,8 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(*parts: int | str) -> torch.Generator:
+def generator(*parts: int | str) -> "torch.Generator":
     """A CPU generator for the given parts; on the CPU always, so that the numbers do not depend on the device."""
+    import torch  # here, because captions need seeds and no tensors
+
     return torch.Generator("cpu").manual_seed(derive_seed(*parts))

@@ -38,19 +38,21 @@ def parse(command_type: type, arguments: Sequence[str], prog: str, description: 
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(
-                command_type, args=_positionals_first(from_files, flags), prog=prog, description=description
-            )
+            return tyro.cli(command_type, args=_merged(from_files, flags), prog=prog, description=description)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ConfigError(f"{_one_line(captured.getvalue())}; see `{prog} --help`") from None
 
 
-def _positionals_first(from_files: list[str], flags: list[str]) -> list[str]:
-    """File flags, then the user's: the last one wins. The user's leading positionals stay in front of all flags."""
-    first_flag = next((i for i, flag in enumerate(flags) if flag.startswith("-")), len(flags))
-    return flags[:first_flag] + from_files + flags[first_flag:]
+def _merged(from_files: list[str], flags: list[str]) -> list[str]:
+    """File flags, then the user's: the last one wins. Positionals lead, the user's instead of the files'."""
+    mine, file = _leading_positionals(flags), _leading_positionals(from_files)
+    return (flags[:mine] or from_files[:file]) + from_files[file:] + flags[mine:]
+
+
+def _leading_positionals(arguments: list[str]) -> int:
+    return next((index for index, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
 
 
 def _one_line(box: str) -> str:
@@ -84,15 +86,33 @@ def _flags_from_toml(path: Path, config_type: type) -> list[str]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return list(_flags(mapping, config_type, prefix="", path=path))
+    flags = list(_flags(mapping, config_type, prefix="", path=path))
+    positional = [name for name in _positionals(config_type) if name in mapping]
+    values = [str(item) for name in positional for item in _as_list(mapping[name])]
+    return values + flags
+
+
+def _positionals(config_type: type) -> list[str]:
+    """The fields that the command line takes without a flag: those marked with the parser's `Positional`."""
+    import tyro
+
+    hints = typing.get_type_hints(config_type, include_extras=True)
+    return [name for name, hint in hints.items() if tyro.conf.Positional in getattr(hint, "__metadata__", ())]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _flags(mapping: Mapping[str, Any], config_type: type, prefix: str, path: Path) -> Iterator[str]:
     types = typing.get_type_hints(config_type)
     known = [field.name for field in dataclasses.fields(config_type) if field.init]
+    positional = _positionals(config_type)
     for key, value in mapping.items():
         if key not in known:
             raise ConfigError(f"{path}: unknown key '{prefix}{key}'{_nearest(key, prefix, known)}")
+        if key in positional:
+            continue
         flag = "--" + (prefix + key).replace("_", "-")
         if isinstance(value, Mapping):
             if not dataclasses.is_dataclass(types[key]):

@@ -1,12 +1,73 @@
-"""Every test runs with shapes and dtypes checked: jaxtyping reads the signatures, beartype enforces them."""
+"""Every test runs with shapes and dtypes checked: jaxtyping reads the signatures, beartype enforces them.
+
+The session's fixtures are one tiny model and one small prepared dataset; tests only read them.
+"""
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+from PIL import Image
 
 # Before torch is imported: spinning OpenMP barriers make a step many times slower when tests share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from jaxtyping import install_import_hook
-
 install_import_hook("sumizome", "beartype.beartype")
+
+if TYPE_CHECKING:
+    from sumizome.models.sdxl import SDXLModel
+
+
+@pytest.fixture(scope="session")
+def tiny() -> "SDXLModel":
+    """The tiny model in memory, untrained."""
+    from sumizome.models.tiny import build_tiny_model
+
+    return build_tiny_model(seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny: "SDXLModel", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a diffusers folder."""
+    from sumizome.export import write_diffusers_folder
+
+    return write_diffusers_folder(tiny, tmp_path_factory.mktemp("folder") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tiny: "SDXLModel", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a single file."""
+    from sumizome.export import write_single_file
+
+    return write_single_file(tiny, tmp_path_factory.mktemp("file") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tagged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty tagged pictures of flat and gradient colours in three shapes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for index, (height, width) in enumerate([(32, 32), (24, 44), (44, 24), (40, 40)] * 10):
+        colours = random.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{index:03d}.png")
+        (folder / f"{index:03d}.txt").write_text(f"picture, shape {index % 4}, hue {colours[0, 0, 0] // 32}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_latents(tagged_folder: Path, tiny: "SDXLModel", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tagged folder as latents of the tiny model's VAE, buckets of 32² px area."""
+    from sumizome.data.buckets import BucketConfig
+    from sumizome.data.ingest import ingest
+    from sumizome.prepare import PrepareConfig, prepare_latents
+
+    out = tmp_path_factory.mktemp("latents") / "latents"
+    manifest = ingest([tagged_folder], workers=0).manifest
+    for _ in prepare_latents(manifest, tiny.vae, out, PrepareConfig(BucketConfig(area=32, step=16))):
+        pass
+    return out

@@ -15,7 +15,7 @@ import yaml
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sumizome import export
 from sumizome.diffusion.denoiser import Denoiser
@@ -24,8 +24,9 @@ from sumizome.diffusion.samplers import euler
 from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
 from sumizome.errors import ExportError
 from sumizome.export import ModelCard, write_diffusers_folder, write_single_file
+from sumizome.models.architecture import clip_config, unet_config, vae_config
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
-from sumizome.models.sdxl import SDXLModel, load_model, model_digest
+from sumizome.models.sdxl import SDXLModel, build_network, load_model, model_digest
 from sumizome.models.text_encoding import encode_prompts, tokenize
 from sumizome.models.tiny import build_tiny_model
 from sumizome.models.vae import decode_latents, latent_statistics
@@ -96,7 +97,7 @@ def test_the_exported_tokenizers_pad_as_sdxls_do(pipeline: StableDiffusionXLPipe
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [1, 10])
 def test_diffusers_draws_the_same_picture(model: SDXLModel, pipeline: StableDiffusionXLPipeline, steps: int) -> None:
-    """From the same noise, at the same sigmas, guided: the whole path of both programs. Tolerance: 2e-3 of [0, 1]."""
+    """From the same noise, at the same sigmas, guided: the whole path of both programs. Tolerance: 5e-4 of [0, 1]."""
     noise = torch.randn(1, 4, CANVAS[0] // 4, CANVAS[1] // 4, generator=torch.Generator().manual_seed(0))
     asked = {"height": CANVAS[0], "width": CANVAS[1], "num_inference_steps": steps, "guidance_scale": 4.0}
     theirs = partial(pipeline, PROMPTS[0], negative_prompt="", latents=noise.clone(), **asked)
@@ -115,11 +116,9 @@ def test_diffusers_draws_the_same_picture(model: SDXLModel, pipeline: StableDiff
     *_, last = euler(guided, noise * float(sigmas[0]), sigmas)
     scale = their_latents.abs().max()
     assert scale > 0.5
-    print("DIFF", steps, (last.x - their_latents).abs().max() / scale, scale)
-    assert (last.x - their_latents).abs().max() < 1e-3 * scale
+    assert (last.x - their_latents).abs().max() < 2e-4 * scale
     pixels = (decode_latents(model.vae, last.x) + 1) / 2
-    print("PIX", (pixels - their_pixels).abs().max())
-    assert (pixels - their_pixels).abs().max() < 2e-3
+    assert (pixels - their_pixels).abs().max() < 5e-4
 
 
 def test_schedulers_that_know_the_flag_have_our_sigmas_and_the_others_reach_pure_noise(folder: Path) -> None:
@@ -148,10 +147,13 @@ def test_diffusers_reads_the_single_file_bit_for_bit(model: SDXLModel, file: Pat
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-def test_both_layouts_read_back_bit_for_bit(model: SDXLModel, tmp_path: Path, dtype: export.ExportDtype) -> None:
+def test_both_layouts_read_back_bit_for_bit(
+    model: SDXLModel, folder: Path, file: Path, tmp_path: Path, dtype: export.ExportDtype
+) -> None:
     torch_dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
-    folder = write_diffusers_folder(model, tmp_path / "folder", dtype=dtype)
-    file = write_single_file(model, tmp_path / "file.safetensors", dtype=dtype)
+    if dtype != "fp32":
+        folder = write_diffusers_folder(model, tmp_path / "folder", dtype=dtype)
+        file = write_single_file(model, tmp_path / "file.safetensors", dtype=dtype)
     for loaded in (load_model(folder, dtype=torch_dtype), load_model(file, dtype=torch_dtype)):
         for name, network in model.networks().items():
             expected = network.state_dict()
@@ -345,3 +347,36 @@ def test_configs_in_the_folder_are_plain(folder: Path) -> None:
     assert scheduler["prediction_type"] == "v_prediction" and scheduler["rescale_betas_zero_snr"] is True
     names = {tensor for part in ("text_encoder",) for tensor in load_file(folder / part / "model.safetensors")}
     assert all(name.startswith("text_model.") for name in names)  # transformers 4 needs it, 5 takes it
+
+
+# --- at SDXL's real size ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_full_size_model_goes_through_a_single_file(tmp_path: Path) -> None:
+    """Random bfloat16 weights; about 8 GB of memory and 7 GB of disk."""
+    configs = {
+        "unet": unet_config(),
+        "vae": vae_config(),
+        "text_encoder": clip_config(),
+        "text_encoder_2": clip_config(width=1280, layers=32, intermediate=5120, activation="gelu", projection_dim=1280),
+    }
+    networks = {name: build_network(name, config, "meta").bfloat16() for name, config in configs.items()}
+    draw = torch.Generator().manual_seed(0)
+    for network in networks.values():
+        network.to_empty(device="cpu")
+        for tensor in network.state_dict().values():
+            tensor.uniform_(-0.05, 0.05, generator=draw)
+    encoders = nn.ModuleList([networks["text_encoder"], networks["text_encoder_2"]])
+    model = SDXLModel(networks["unet"], networks["vae"], encoders, "v_prediction", ScheduleConfig(), None)
+    digests = {name: model_digest(network) for name, network in networks.items()}
+
+    path = write_single_file(model, tmp_path / "full.safetensors", dtype="bf16")
+    del networks, encoders, model
+    with safe_open(path, "pt") as opened:
+        assert opened.metadata()["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
+        unet = [name for name in opened.keys() if name.startswith("model.diffusion_model.")]  # noqa: SIM118
+    assert len(unet) == 1680 and path.with_suffix(".yaml").is_file()
+    for component in ("unet", "text_encoders"):
+        for name, network in load_model(path, dtype=torch.bfloat16, components=(component,)).networks().items():
+            assert model_digest(network) == digests[name]

@@ -95,6 +95,9 @@ def test_positionals_stay_positional(tmp_path: Path) -> None:
         model: Annotated[Path, tyro.conf.Positional]
         steps: int = 1
 
+    whole = toml(tmp_path, 'steps = 3\nmodel = "m.safetensors"')
+    assert parsed(whole, config_type=Positional) == Positional(Path("m.safetensors"), 3)
+    assert parsed("n", whole, config_type=Positional) == Positional(Path("n"), 3)
     file = toml(tmp_path, "steps = 3")
     assert parsed("m", file, config_type=Positional) == Positional(Path("m"), 3)
     assert parsed(file, "m", "--steps", "4", config_type=Positional) == Positional(Path("m"), 4)

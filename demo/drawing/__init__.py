@@ -1,1 +1,1 @@
-"""What the demo's illustrations are made of: a pen, characters, objects and scenery. `demo/draw.py` puts them together."""
+"""What the demo's illustrations are made of: a pen, characters, objects, scenery. `demo/draw.py` puts them together."""

@@ -176,7 +176,8 @@ def _fringe(pen: Pen, who: Character) -> None:
     if who.hair_style == "spiked hair":
         top = [
             (-1.0, 0.3), (-1.3, -0.15), (-1.08, -0.3), (-1.38, -0.72), (-0.95, -0.82), (-0.95, -1.3), (-0.5, -1.12),
-            (-0.15, -1.55), (0.2, -1.18), (0.72, -1.42), (0.78, -0.98), (1.28, -0.95), (1.05, -0.5), (1.35, -0.2), (1.0, 0.3),
+            (-0.15, -1.55), (0.2, -1.18), (0.72, -1.42), (0.78, -0.98), (1.28, -0.95), (1.05, -0.5),
+            (1.35, -0.2), (1.0, 0.3),
         ]  # fmt: skip
         tips = _TIPS["swept bangs"]
     else:
@@ -220,7 +221,8 @@ def _brows(pen: Pen, who: Character) -> None:
     inner, outer = (-0.4, -0.58) if who.face == "frown" else (-0.52, -0.47)
     for side in (-1, 1):
         x, y = side * 0.44, 0.22
-        pen.stroke([(x - side * 0.17, y + inner), (x + side * 0.04, y - 0.56), (x + side * 0.22, y + outer)], color, 0.9)
+        arc = [(x - side * 0.17, y + inner), (x + side * 0.04, y - 0.56), (x + side * 0.22, y + outer)]
+        pen.stroke(arc, color, 0.9)
 
 
 def _open_eye(pen: Pen, x: float, y: float, side: int, iris: Color) -> None:
@@ -251,7 +253,8 @@ def _mouth(pen: Pen, who: Character) -> None:
 
 def _glasses(pen: Pen) -> None:
     for side in (-1, 1):
-        rim = [(side * 0.46 + 0.36 * math.cos(a / 8 * math.pi), 0.24 + 0.36 * math.sin(a / 8 * math.pi)) for a in range(17)]
+        angles = [math.pi * k / 8 for k in range(17)]
+        rim = [(side * 0.46 + 0.36 * math.cos(a), 0.24 + 0.36 * math.sin(a)) for a in angles]
         pen.stroke(rim, (190, 40, 60), 1.0, smooth=False)
     pen.stroke([(-0.1, 0.22), (0.1, 0.22)], (190, 40, 60), 1.0, smooth=False)
 
@@ -373,7 +376,8 @@ def _headwear(pen: Pen, who: Character) -> None:
         pen.blob([(0.2, -0.92), (0.95, -1.1), (0.86, -0.84), (0.3, -0.86)], darker(color), 0)
         pen.ellipse(0.05, -1.5, 0.08, 0.1, color, 0.8)
     elif who.headwear == "headphones":
-        arc = [(1.12 * math.cos(math.pi + a / 10 * math.pi), -0.05 + 1.3 * math.sin(math.pi + a / 10 * math.pi)) for a in range(11)]
+        angles = [math.pi * (1 + k / 10) for k in range(11)]
+        arc = [(1.12 * math.cos(a), -0.05 + 1.3 * math.sin(a)) for a in angles]
         pen.stroke(arc, color, 2.6)
         for side in (-1, 1):
             pen.ellipse(side * 1.08, 0.12, 0.22, 0.32, color)

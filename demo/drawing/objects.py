@@ -70,7 +70,8 @@ def sword(pen: Pen, color: Color) -> None:
 def umbrella(pen: Pen, color: Color) -> None:
     pen.stroke([(0, -0.9), (0, 0.7), (0.14, 0.9), (0.32, 0.84), (0.34, 0.68)], INK, 3)
     pen.stroke([(0, -0.9), (0, 0.7), (0.14, 0.9), (0.32, 0.84), (0.34, 0.68)], (200, 150, 90), 1.4)
-    dome = [(math.cos(math.pi * (1 + k / 12)) * 0.96, 0.12 + math.sin(math.pi * (1 + k / 12)) * 0.92) for k in range(13)]
+    angles = [math.pi * (1 + k / 12) for k in range(13)]
+    dome = [(0.96 * math.cos(a), 0.12 + 0.92 * math.sin(a)) for a in angles]
     hem = [(0.64, -0.02), (0.32, 0.12), (0, -0.02), (-0.32, 0.12), (-0.64, -0.02)]
     pen.polygon(dome + hem, color)
     pen.polygon([(0, -0.8), (0.32, 0.12), (0, -0.02), (-0.32, 0.12)], lighter(color, 0.4), 0.8)
@@ -116,7 +117,8 @@ def mug(pen: Pen, color: Color) -> None:
 
 
 def heart(pen: Pen, color: Color) -> None:
-    half = spline([(0, -0.38), (0.2, -0.7), (0.56, -0.8), (0.9, -0.5), (0.86, -0.06), (0.5, 0.44), (0, 0.86)], closed=False)
+    lobe: list[Point] = [(0, -0.38), (0.2, -0.7), (0.56, -0.8), (0.9, -0.5), (0.86, -0.06), (0.5, 0.44), (0, 0.86)]
+    half = spline(lobe, closed=False)
     pen.polygon(half + [(-x, y) for x, y in reversed(half[1:-1])], color)
     _shine(pen, [(-0.66, -0.2), (-0.62, -0.46), (-0.42, -0.58)], 2.2)
 
@@ -207,4 +209,5 @@ def draw_object(pen: Pen, rng: Random) -> list[str]:
     if painter is not cat or name != "black" or "black background" not in background:
         painter(at, HUES[name])
     what = painter.__name__
-    return ["no humans", what, f"{name} {what}", "still life", *background]
+    genre = "animal focus" if painter in (cat, fish) else "still life"
+    return ["no humans", what, f"{name} {what}", genre, *background]

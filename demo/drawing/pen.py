@@ -62,7 +62,8 @@ def spline(points: list[Point], closed: bool = True) -> list[Point]:
     """A Catmull-Rom curve through the points."""
     p = np.asarray(points, dtype=np.float64)
     if closed:
-        before, after, later = np.roll(p, 1, 0), np.roll(p, -1, 0), np.roll(p, -2, 0)
+        ring = np.concatenate([p[-1:], p, p[:2]])
+        before, p, after, later = ring[:-3], ring[1:-2], ring[2:-1], ring[3:]
     else:
         ends = np.concatenate([p[:1], p, p[-1:]])
         before, p, after, later = ends[:-3], ends[1:-2], ends[2:-1], ends[3:]
@@ -74,7 +75,7 @@ def spline(points: list[Point], closed: bool = True) -> list[Point]:
 
 @dataclass(frozen=True)
 class Pen:
-    """A frame on the canvas: `origin` in oversampled pixels, `unit` oversampled pixels a length of 1, `tilt` in degrees."""
+    """A frame on the canvas. `origin`, and `unit` (the length 1), are in oversampled pixels, `tilt` is in degrees."""
 
     image: Image.Image
     draw: ImageDraw.ImageDraw
@@ -105,17 +106,19 @@ class Pen:
         ox, oy = self.origin
         return [(ox + x * cos - y * sin, oy + x * sin + y * cos) for x, y in points]
 
-    def polygon(self, points: list[Point], fill: Color, outline: float = 1.0, ink: Color = INK) -> None:
-        """A filled polygon; `outline` scales the line's width, 0 = none."""
+    def polygon(
+        self, points: list[Point], fill: Color, outline: float = 1.0, ink: Color = INK, smooth: bool = False
+    ) -> None:
+        """A filled polygon; `outline` scales the line's width, 0 = none; `smooth`: no corner needs rounding."""
         path = self._at(points)
         self.draw.polygon(path, fill=fill)
         if outline:
             width = max(1, round(self.line * outline))
-            self.draw.line([*path, path[0], path[1]], fill=ink, width=width, joint="curve")
+            self.draw.line([*path, path[0], path[1]], fill=ink, width=width, joint=None if smooth else "curve")
 
     def blob(self, points: list[Point], fill: Color, outline: float = 1.0, ink: Color = INK) -> None:
         """A filled closed curve through the points."""
-        self.polygon(spline(points), fill, outline, ink)
+        self.polygon(spline(points), fill, outline, ink, smooth=True)
 
     def ellipse(
         self, x: float, y: float, rx: float, ry: float, fill: Color, outline: float = 1.0, ink: Color = INK
@@ -123,7 +126,8 @@ class Pen:
         """A filled ellipse, tilted with the pen."""
         steps = max(12, min(48, int(max(rx, ry) * self.unit / 2)))
         angles = [2 * math.pi * k / steps for k in range(steps)]
-        self.polygon([(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles], fill, outline, ink)
+        rim = [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
+        self.polygon(rim, fill, outline, ink, smooth=True)
 
     def box(
         self, left: float, top: float, right: float, bottom: float, fill: Color, outline: float = 1.0, ink: Color = INK

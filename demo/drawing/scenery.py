@@ -77,18 +77,14 @@ def _moon(pen: Pen, rng: Random, crescent: bool | None = None) -> list[str]:
 def _sun(pen: Pen, x: float, y: float, r: float, color: Color = (255, 226, 92)) -> None:
     for k in range(12):
         a = math.pi * k / 6
-        pen.stroke(
-            [(x + math.cos(a) * r * f, y + math.sin(a) * r * f) for f in (1.3, 1.65)], color, 1.1, smooth=False
-        )
+        pen.stroke([(x + math.cos(a) * r * f, y + math.sin(a) * r * f) for f in (1.3, 1.65)], color, 1.1, smooth=False)
     pen.ellipse(x, y, r, r, color, 0)
 
 
 def _hill(pen: Pen, rng: Random, y: float, amplitude: float, color: Color, outline: float = 0.8) -> None:
     w, h = pen.size
     phase, waves = rng.uniform(0, 6.28), rng.uniform(0.7, 1.3)
-    top = [
-        (w * k / 16, (y + amplitude * math.sin(phase + waves * 6.28 * k / 16)) * h) for k in range(-1, 18)
-    ]
+    top = [(w * k / 16, (y + amplitude * math.sin(phase + waves * 6.28 * k / 16)) * h) for k in range(-1, 18)]
     pen.polygon([*top, (w * 1.1, h * 1.1), (-w * 0.1, h * 1.1)], color, outline)
 
 
@@ -116,7 +112,9 @@ def _fir(pen: Pen, x: float, y: float, scale: float, leaf: Color, trunk: Color =
         at.polygon([(half, level), (0, level - 0.62), (half * 0.25, level)], darker(leaf, 0.2), 0)
 
 
-def _building(pen: Pen, rng: Random, x: float, base: float, width: float, height: float, wall: Color, lit: bool) -> None:
+def _building(
+    pen: Pen, rng: Random, x: float, base: float, width: float, height: float, wall: Color, lit: bool
+) -> None:
     pen.box(x, base - height, x + width, base + 0.05, wall)
     columns, rows = max(2, round(width / 0.085)), max(2, round(height / 0.11))
     for row in range(rows):

@@ -32,7 +32,7 @@ class MicroBatch:
     rows: Int[np.ndarray, " m"]
     """Rows of the arrays that the plan was made from."""
     epochs: Int[np.ndarray, " m"]
-    """Each sample's own epoch: how often it was drawn before. Tails make it differ within a micro-batch."""
+    """Each sample's own epoch: whole passes over its bucket before this one. At a tail it differs within the batch."""
     repeats: Int[np.ndarray, " m"]
     """Which of its repeats in that epoch, 0 … repeats − 1."""
 

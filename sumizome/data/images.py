@@ -2,7 +2,8 @@
 
 Owns the limits, the alpha, depth, palette, CMYK, colour-profile and orientation rules; knows nothing of captions or
 manifests. Invariant: what `ingest` accepted is decoded by `prepare` to the same pixels, because both come through
-`read_image`; what cannot be decoded whole is an `ImageRejected` with one reason, never a partial picture.
+`read_image`; what the decoder cannot read whole is an `ImageRejected` with one reason, never a partial picture. (Damage
+inside a JPEG's coded data is invisible to every decoder: against that stands the manifest's sha256.)
 Files are untrusted. Sizes are (height, width); Pillow's (width, height) does not leave this module.
 """
 
@@ -81,7 +82,7 @@ class DecodedImage(NamedTuple):
     image: Image.Image
     """mode "RGB", sRGB, upright; carries no metadata"""
     format: str
-    """by content, not by file name: "PNG", "JPEG" or "WEBP\""""
+    """by content, not by file name: PNG, JPEG or WEBP"""
     sha256: str
     """hex, of the file's bytes"""
     file_bytes: int

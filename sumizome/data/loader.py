@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sumizome.data.batch_plan import BatchPlan
+from sumizome.data.batch_plan import BatchPlan, MicroBatch
 from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
 from sumizome.data.latents import LatentCache
 from sumizome.data.tags import TagWeightConfig, tag_loss_weights
@@ -44,7 +43,7 @@ class TrainBatch:
     """Loss weight of each sample, float32."""
     sample_ids: list[str]
     epochs: list[int]
-    """How often each sample's bucket had been passed over before."""
+    """Each sample's own epoch: whole passes over its bucket before this one."""
     seeds: Int[Tensor, " b"]
     """int64: each sample's noise and timestep follow from it."""
 
@@ -122,7 +121,7 @@ class BatchLoader:
 
         Raises: ShardError naming the picture whose latent is damaged.
         """
-        return [self._train_batch(*parts) for parts in self._planned(step)]
+        return [self._train_batch(planned) for planned in self.plan.step(step)]
 
     def from_step(self, step: int) -> "StepBatches":
         """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it."""
@@ -136,31 +135,26 @@ class BatchLoader:
             for part in np.split(rows, range(micro_batch_size, len(rows), micro_batch_size)):
                 yield self._validation_batch(part)
 
-    def _planned(self, step: int) -> Iterator[tuple[Int[np.ndarray, " b"], list[int], list[int]]]:
-        for batch in self.plan.step(step):
-            yield batch.rows, batch.epochs.tolist(), batch.repeats.tolist()
-
-    def _train_batch(self, rows: Int[np.ndarray, " b"], epochs: list[int], repeats: list[int]) -> TrainBatch:
-        index = self.cache.index
-        ids = index.ids(rows)
-        showings = list(zip(epochs, ids, repeats, strict=True))
-        captions = [
-            build_caption(
-                tags,
-                kept_tags,
-                self.captions,
-                seed=self.seed,
-                epoch=epoch,
-                sample_id=sample_id,
-                repeat=repeat,
-                categories=self.categories,
-            )
-            for tags, kept_tags, (epoch, sample_id, repeat) in zip(
-                index.tag_lists(rows), index.kept_tags[rows].tolist(), showings, strict=True
-            )
-        ]
+    def _train_batch(self, planned: MicroBatch) -> TrainBatch:
+        index, rows = self.cache.index, planned.rows
+        epochs, ids = planned.epochs.tolist(), index.ids(rows)
+        showings = list(zip(epochs, ids, planned.repeats.tolist(), strict=True))
+        tagged = zip(index.tag_lists(rows), index.kept_tags[rows].tolist(), strict=True)
+        captions = [self._caption(*its, *showing) for its, showing in zip(tagged, showings, strict=True)]
         seeds = [derive_seed(self.seed, "sample", *showing) for showing in showings]
         return self._assemble(rows, ids, captions, epochs, seeds, self.tag_weight[rows])
+
+    def _caption(self, tags: list[str], kept_tags: int, epoch: int, sample_id: str, repeat: int) -> str:
+        return build_caption(
+            tags,
+            kept_tags,
+            self.captions,
+            seed=self.seed,
+            epoch=epoch,
+            sample_id=sample_id,
+            repeat=repeat,
+            categories=self.categories,
+        )
 
     def _validation_batch(self, rows: Int[np.ndarray, " b"]) -> TrainBatch:
         index = self.cache.index
@@ -207,7 +201,7 @@ class StepBatches:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if ahead else None
         self._made: deque[Future[list[TrainBatch]]] = deque()
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "StepBatches":
         return self
 
     def __next__(self) -> list[TrainBatch]:
@@ -224,7 +218,7 @@ class StepBatches:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StepBatches":
         return self
 
     def __exit__(

@@ -201,13 +201,13 @@ def commit_unit(
     root: Path,
     plan: CachePlan,
     unit: int,
-    latents: Sequence[Float16[np.ndarray, "c h w"]],
+    latents: Sequence[Float16[np.ndarray, "c _ _"]],
     columns: Mapping[str, Any],
     rejects: Sequence[Reject],
 ) -> UnitRecord:
     """Writes a unit: latents, index, then the record that makes them count. Killed before that, nothing has happened.
 
-    `columns` are those of `INDEX_SCHEMA` but `row` and `crc32`, one entry a latent.
+    `columns` are lists or Arrow columns, those of `INDEX_SCHEMA` but `row` and `crc32`, one entry a latent.
     Raises: DataError if the disk cannot be written.
     """
     by_bucket: dict[str, list[np.ndarray]] = {}
@@ -263,29 +263,34 @@ def verify_unit(root: Path, plan: CachePlan, unit: int, verify: Literal["full", 
     *data_paths, record_path = unit_paths(root, unit)
     if not record_path.is_file():
         raise ShardError(f"{record_path} is missing: unit {unit} of {plan.units} is not finished; {plan.remedy}")
-    content = _read_json(record_path, plan.remedy)
-    try:
-        record = UnitRecord(**{**content, "rejects": tuple(Reject(*reject) for reject in content["rejects"])})
-        sizes = {path: record.files[path.name]["bytes"] for path in data_paths}
-        digests = {path: record.files[path.name]["sha256"] for path in data_paths}
-    except (KeyError, TypeError) as error:
-        raise ShardError(f"{record_path} is no commit record ({error}); {plan.remedy}") from error
+    record = _read_record(record_path, plan)
+    planned = len(plan.rows(unit))
     if (record.fingerprint, record.unit) != (plan.fingerprint.digest, unit):
         raise ShardError(f"{record_path} belongs to other latents or to another unit; {plan.remedy}")
-    if not record.planned == len(plan.rows(unit)) == record.written + len(record.rejects):
+    if not record.planned == planned == record.written + len(record.rejects):
         raise ShardError(
             f"{record_path}: {record.written} written and {len(record.rejects)} rejected do not make the "
-            f"{len(plan.rows(unit))} planned; {plan.remedy}"
+            f"{planned} planned; {plan.remedy}"
         )
     for path in data_paths:
         if not path.is_file():
             raise ShardError(f"{path} is missing; {plan.remedy}")
-        if (found := path.stat().st_size) != sizes[path]:
-            raise ShardError(f"{path} has {found} bytes, its record says {sizes[path]}; {plan.remedy}")
+        if (found := path.stat().st_size) != record.files[path.name]["bytes"]:
+            raise ShardError(
+                f"{path} has {found} bytes, its record says {record.files[path.name]['bytes']}; {plan.remedy}"
+            )
         # An index is small and steers everything: it is always verified whole.
-        if (verify == "full" or path.suffix == ".parquet") and _sha256(path) != digests[path]:
+        if (verify == "full" or path.suffix == ".parquet") and _sha256(path) != record.files[path.name]["sha256"]:
             raise ShardError(f"{path} is damaged: its SHA-256 is not the one in its record; {plan.remedy}")
     return record
+
+
+def _read_record(path: Path, plan: CachePlan) -> UnitRecord:
+    content = _read_json(path, plan.remedy)
+    try:
+        return UnitRecord(**{**content, "rejects": tuple(Reject(*reject) for reject in content["rejects"])})
+    except (KeyError, TypeError) as error:
+        raise ShardError(f"{path} is no commit record ({error}); {plan.remedy}") from error
 
 
 # ── Files ──

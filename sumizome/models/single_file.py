@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sumizome.diffusion.prediction import PredictionType
 from sumizome.errors import ModelError
 from sumizome.models.architecture import (
     Config,
@@ -316,7 +317,7 @@ def _count(shapes: Shapes, pattern: str) -> int:
 # --- what the U-Net was trained to predict ---------------------------------------------------------------------------
 
 
-def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str, bool]:
+def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[PredictionType, bool]:
     """(prediction type, zero terminal SNR) of an original file: its marker tensors, else its metadata, else SDXL's own.
 
     `ztsnr` says nothing without `v_pred`, as in ComfyUI. Markers win over metadata because other programs read

@@ -399,7 +399,7 @@ def test_the_command_prints_what_came_in_and_what_did_not(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    (folder / "[bold]odd[/nothing].png").write_bytes(b"")
+    (folder / "[bold]odd[red].png").write_bytes(b"")
     manifest = tmp_path / "out" / "m.parquet"
     cli.run(cli.Command((folder,), manifest, background="#102030", workers=0))
     printed = capsys.readouterr().out
@@ -409,7 +409,7 @@ def test_the_command_prints_what_came_in_and_what_did_not(
     assert "most frequent: all 40, tag 0 10, tag 1 10, tag 2 10, tag 3 10" in lines
     assert f"repeats 5: {folder / '5_cats'}" in lines
     assert any(line.startswith("empty_file 2") for line in lines)
-    assert any("[bold]odd[/nothing].png" in line for line in lines)
+    assert any("[bold]odd[red].png" in line for line in lines)
     assert any(line.startswith("truncated 1 cut_in_half.jpg") for line in lines)
     assert lines[-1] == f"wrote {manifest}"
     assert load_manifest(manifest).background == (16, 32, 48)

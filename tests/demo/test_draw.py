@@ -1,7 +1,8 @@
-"""The drawn set: the same bytes every time, the shares that it promises, and tags that tell the truth about the pixels."""
+"""The drawn set: the same bytes every time, the promised shares, and tags that tell the truth about the pixels."""
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -10,7 +11,7 @@ import pytest
 from draw import SHARES, SOLIDS, draw_picture, plan, write_folder
 from drawing.characters import EYES, HAIR, character_tags, draw_character, random_character
 from drawing.objects import OBJECTS
-from drawing.pen import blank_pen
+from drawing.pen import HUES, blank_pen
 from drawing.scenery import BACKDROPS, SCENES
 from PIL import Image
 
@@ -108,13 +109,11 @@ def test_objects_differ_by_colour_and_leave_room_around_them(painter) -> None:  
     drawings = []
     for name in OBJECTS[painter]:
         pen = blank_pen(96, 96)
-        from drawing.pen import HUES
-
         painter(pen.placed(0.5, 0.5, 0.42), HUES[name])
         drawings.append(np.asarray(pen.finished()))
         corners = drawings[-1][[0, 0, -1, -1], [0, -1, 0, -1]]
         assert (corners == 255).all()
-    assert all((a != b).any() for a, b in zip(drawings, drawings[1:], strict=False))
+    assert all((a != b).any() for a, b in pairwise(drawings))
 
 
 def test_some_tag_files_use_underscores(tmp_path: Path) -> None:

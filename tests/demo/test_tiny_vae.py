@@ -71,9 +71,7 @@ def test_overshooting_black_costs_almost_nothing_and_undershooting_does() -> Non
 
 
 @torch.no_grad()
-def test_asset_is_the_network_that_was_trained_with_unit_latents(
-    pictures: list[torch.Tensor], tmp_path: Path
-) -> None:
+def test_asset_is_the_network_that_was_trained_with_unit_latents(pictures: list[torch.Tensor], tmp_path: Path) -> None:
     vae = AutoencoderKL(**tiny_vae_config()).eval()
     linear_start(vae, patch_components(pictures), torch.Generator().manual_seed(0), anchor=30.0)
     write_asset(vae, pictures, tmp_path / "vae.safetensors")

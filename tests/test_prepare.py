@@ -1,0 +1,447 @@
+"""Preparation end to end on real files: right latents, every picture counted, killed anywhere and gone on with."""
+
+import csv
+import hashlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from sumizome import prepare
+from sumizome.cli.prepare import Command, as_shell, run
+from sumizome.data.buckets import BucketConfig
+from sumizome.data.ingest import ingest_to
+from sumizome.data.latents import LatentCache, open_latents
+from sumizome.data.loader import build_loader
+from sumizome.data.manifest import Manifest, load_manifest
+from sumizome.errors import ConfigError, DataError, ShardError
+from sumizome.models.vae import latent_statistics, normalise, vae_digest
+from sumizome.prepare import PrepareConfig, PrepareProgress, prepare_latents
+
+CONFIG = PrepareConfig(BucketConfig(area=64, step=16), unit_size=8, batch_size=3, decode_threads=2)
+SHAPES = [(64, 64), (96, 60), (60, 99), (70, 70), (200, 130), (40, 41)]
+COUNT = 20
+
+
+def small_vae(seed: int = 0) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 4, 8),
+        norm_num_groups=2,
+        latent_channels=4,
+        scaling_factor=0.13025,
+    )
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return small_vae()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures of six sizes; picture 13 is a strip that no bucket is near to."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(COUNT):
+        height, width = (16, 300) if number == 13 else SHAPES[number % len(SHAPES)]
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"p{number:02d}.png")
+        (folder / f"p{number:02d}.txt").write_text(f"1girl, tag {number}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    path = tmp_path_factory.mktemp("manifest") / "m.parquet"
+    ingest_to(path, [pictures], workers=0)
+    return load_manifest(path)
+
+
+@pytest.fixture(scope="module")
+def prepared(manifest: Manifest, vae: AutoencoderKL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("latents") / "undisturbed"
+    finish(manifest, vae, out)
+    return out
+
+
+def finish(manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig = CONFIG) -> PrepareProgress:
+    *_, last = prepare_latents(manifest, vae, out, config)
+    assert last.written + last.rejected == last.total == len(manifest)
+    return last
+
+
+def tree_digest(root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def rejects_of(out: Path) -> list[dict[str, str]]:
+    with (out / "rejects.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ── The latents ──
+
+
+def test_each_latent_is_the_crop_that_its_conditioning_names(
+    prepared: Path, manifest: Manifest, vae: AutoencoderKL
+) -> None:
+    """Made again by hand from the file and the six numbers that the U-Net is told, sample by sample."""
+    cache = open_latents(prepared)
+    paths = {sample_id: manifest.image_path(row) for row, sample_id in enumerate(manifest.table["id"].to_pylist())}
+    loader = build_loader(cache, seed=0, micro_batch_size=1, prefetch=0)
+    crops = set()
+    for step in range(len(cache)):
+        (batch,) = loader.step(step)
+        height, width, top, left, target_height, target_width = (int(value) for value in batch.time_ids[0])
+        image = Image.open(paths[batch.sample_ids[0]])
+        assert image.size == (width, height)
+        scale = max(target_height / height, target_width / width)
+        image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+        image = image.crop((left, top, left + target_width, top + target_height))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+        with torch.no_grad():
+            by_hand = vae.encode(pixels).latent_dist.mean * 0.13025
+        torch.testing.assert_close(batch.latents, by_hand, rtol=2e-3, atol=2e-5)  # float16 keeps 11 bits
+        crops.add((top, left))
+    assert len(crops) > 3, "the crops must differ, or their conditioning was not tested"
+
+
+def test_a_neighbouring_crop_would_be_noticed(prepared: Path, manifest: Manifest, vae: AutoencoderKL) -> None:
+    """The test above is sharp: one pixel further is another latent."""
+    cache = open_latents(prepared)
+    row = int(np.flatnonzero(cache.index.crop[:, 1] > 0)[0])
+    path = manifest.image_path(manifest.table["id"].to_pylist().index(cache.index.ids(np.array([row]))[0]))
+    (height, width), (top, left) = cache.index.original[row].tolist(), cache.index.crop[row].tolist()
+    target = cache.buckets[cache.index.bucket[row]].tolist()
+    scale = max(target[0] / height, target[1] / width)
+    image = Image.open(path).resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+    shifted = image.crop((left - 1, top, left - 1 + target[1], top + target[0]))
+    pixels = torch.from_numpy(np.array(shifted)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    with torch.no_grad():
+        wrong = vae.encode(pixels).latent_dist.mean
+    right = cache.read(np.array([row]))
+    assert not torch.allclose(right, wrong, rtol=2e-3, atol=2e-4)
+
+
+def test_normalisation_is_the_models(prepared: Path, vae: AutoencoderKL) -> None:
+    cache = open_latents(prepared)
+    raw = cache.read(np.array([0]))
+    assert torch.equal(cache.normalise(raw), normalise(raw, latent_statistics(vae)))
+
+
+def test_the_fingerprint_names_the_vae(prepared: Path, vae: AutoencoderKL) -> None:
+    cache = open_latents(prepared)
+    cache.require(vae_digest=vae_digest(vae))
+    with pytest.raises(ShardError, match="another VAE"):
+        cache.require(vae_digest=vae_digest(small_vae(seed=1)))
+
+
+def test_tags_and_repeats_come_along(prepared: Path, manifest: Manifest) -> None:
+    cache = open_latents(prepared)
+    expected = {row["id"]: (row["tags"], row["kept_tags"], row["repeats"]) for row in manifest.table.to_pylist()}
+    rows = np.arange(len(cache))
+    index = cache.index
+    for sample_id, tags, kept, repeats in zip(
+        index.ids(rows), index.tag_lists(rows), index.kept_tags.tolist(), index.repeats.tolist(), strict=True
+    ):
+        assert (tags, kept, repeats) == expected[sample_id]
+
+
+def test_how_it_is_computed_leaves_no_trace(
+    prepared: Path, manifest: Manifest, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    finish(manifest, vae, tmp_path / "again", replace(CONFIG, decode_threads=1))
+    assert tree_digest(tmp_path / "again") == tree_digest(prepared)
+
+
+# ── Rejects ──
+
+
+def test_a_strip_is_rejected_by_name_and_the_rest_written(prepared: Path) -> None:
+    (reject,) = rejects_of(prepared)
+    assert reject["path"] == "p13.png" and reject["reason"] == "aspect"
+    assert "16×300 px" in reject["sentence"] and "32×128" in reject["sentence"]
+    assert len(open_latents(prepared)) == COUNT - 1
+
+
+def test_pictures_that_fail_now_are_rejected_by_name(
+    manifest: Manifest, pictures: Path, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    (folder / "p02.png").unlink()
+    (folder / "p05.png").write_bytes((folder / "p06.png").read_bytes())
+    content = bytearray((folder / "p11.png").read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / "p11.png").write_bytes(content)
+    last = finish(replace(manifest, sources=(folder,)), vae, tmp_path / "out")
+    assert (last.written, last.rejected) == (COUNT - 4, 4)
+    reasons = {reject["path"]: reject["reason"] for reject in rejects_of(tmp_path / "out")}
+    assert reasons == {"p02.png": "unreadable", "p05.png": "changed", "p11.png": "changed", "p13.png": "aspect"}
+    assert len(open_latents(tmp_path / "out")) == COUNT - 4
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(float("nan"), "not_finite"), (float("inf"), "not_finite"), (7e4, "overflow")]
+)
+def test_a_latent_that_cannot_be_stored_is_rejected_and_its_neighbours_are_not(
+    manifest: Manifest,
+    vae: AutoencoderKL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prepared: Path,
+    value: float,
+    reason: str,
+) -> None:
+    encode = prepare.encode_pixels
+    batches = iter(range(1000))
+
+    def spoilt(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+        latents = encode(vae, pixels)
+        if next(batches) == 1:
+            latents[0, 2, 1, 0] = value
+        return latents
+
+    monkeypatch.setattr(prepare, "encode_pixels", spoilt)
+    last = finish(manifest, vae, tmp_path / "out")
+    assert last.rejected == 2
+    spoilt_ones = [reject for reject in rejects_of(tmp_path / "out") if reject["reason"] == reason]
+    assert len(spoilt_ones) == 1
+    assert_subset(open_latents(tmp_path / "out"), open_latents(prepared), missing=1)
+
+
+def assert_subset(part: LatentCache, whole: LatentCache, missing: int) -> None:
+    place = {sample_id: row for row, sample_id in enumerate(whole.index.ids(np.arange(len(whole))))}
+    assert len(part) == len(whole) - missing
+    for row, sample_id in enumerate(part.index.ids(np.arange(len(part)))):
+        assert torch.equal(part.read(np.array([row])), whole.read(np.array([place[sample_id]])))
+
+
+def test_a_missing_drive_is_no_set_of_rejects(manifest: Manifest, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Pictures that are away for a moment must not be left out for ever."""
+    away = replace(manifest, sources=(tmp_path / "unmounted",))
+    config = replace(CONFIG, unit_size=16)
+    with pytest.raises(DataError, match="15 of 16 pictures failed, first p00.png: .*Is a drive missing"):
+        finish(away, vae, tmp_path / "out", config)
+    assert not list((tmp_path / "out").rglob("unit-*"))
+    assert finish(manifest, vae, tmp_path / "out", config).written == COUNT - 1
+
+
+def test_nothing_left_is_an_error_that_says_where_to_look(
+    manifest: Manifest, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    strips = replace(CONFIG, buckets=BucketConfig(area=64, step=16, max_aspect_error=0.0))
+    with pytest.raises(DataError, match=r"none of the 20 pictures .*rejects\.csv"):
+        finish(manifest, vae, tmp_path / "out", strips)
+    assert len(rejects_of(tmp_path / "out")) == COUNT
+
+
+# ── Killed, and gone on with ──
+
+
+def run_killed(work: Callable[[], object], kill: Callable[[], None]) -> int:
+    """Does the work in a forked process that `kill` prepares the end of; returns how it ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            kill()
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def killed_at_replace(number: int, *, after: bool) -> Callable[[], None]:
+    """SIGKILL just before, or just after, the process's n-th rename: where every commit is made."""
+
+    def arrange() -> None:
+        rename, count = Path.replace, iter(range(1000))
+
+        def replace_or_die(self: Path, target: Path) -> Path:
+            dies = next(count) == number
+            if dies and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = rename(self, target)
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        Path.replace = replace_or_die  # type: ignore[method-assign]
+
+    return arrange
+
+
+RENAMES = 1 + 3 * 3 + 1  # the plan, three files of each of three units, the rejects
+
+
+@pytest.mark.parametrize("number", range(RENAMES))
+def test_killed_at_any_commit_it_goes_on_to_the_same_bytes(
+    manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path, number: int
+) -> None:
+    out = tmp_path / "out"
+    status = run_killed(lambda: finish(manifest, vae, out), killed_at_replace(number, after=number % 2 == 1))
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    finish(manifest, vae, out)
+    assert tree_digest(out) == tree_digest(prepared)
+
+
+def test_killed_at_any_time_again_and_again(
+    manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    rng = np.random.default_rng(0)
+    kills = 0
+    for _ in range(6):
+        child = os.fork()
+        if child == 0:
+            try:
+                finish(manifest, vae, out)
+            finally:
+                os._exit(0)
+        time.sleep(float(rng.uniform(0.02, 0.4)))
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    finish(manifest, vae, out)
+    assert kills > 0
+    assert tree_digest(out) == tree_digest(prepared)
+
+
+def test_a_finished_folder_is_left_alone(
+    manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(prepared, tmp_path / "out"))
+    times = {path: path.stat().st_mtime_ns for path in (out / "units").iterdir()}
+    monkeypatch.setattr(prepare, "encode_pixels", lambda *_: pytest.fail("nothing is left to encode"))
+    last = finish(manifest, vae, out)
+    assert last.found == COUNT
+    assert {path: path.stat().st_mtime_ns for path in (out / "units").iterdir()} == times
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "parquet", "json"])
+def test_a_damaged_unit_is_named_and_made_anew_alone(
+    manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path, kind: str
+) -> None:
+    out = Path(shutil.copytree(prepared, tmp_path / "out"))
+    damaged = out / "units" / f"unit-00001.{kind}"
+    damaged.write_bytes(damaged.read_bytes()[:-3] + b"xyz")
+    others = {path: path.stat().st_mtime_ns for path in (out / "units").iterdir() if "00001" not in path.name}
+    with pytest.raises(ShardError, match=damaged.name):
+        open_latents(out)
+    first, *_, last = prepare_latents(manifest, vae, out, CONFIG)
+    assert damaged.name in first.notes[0] and "made anew" in first.notes[0]
+    assert last.found == COUNT - 8
+    assert tree_digest(out) == tree_digest(prepared)
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+
+
+# ── Places and settings that are refused ──
+
+
+def test_the_picture_folder_is_never_written_to(manifest: Manifest, pictures: Path, vae: AutoencoderKL) -> None:
+    before = tree_digest(pictures)
+    for out in (pictures, pictures / "latents", pictures / "new" / ".." / "latents"):
+        with pytest.raises(ConfigError, match="inside the picture folder"):
+            finish(manifest, vae, out)
+    assert tree_digest(pictures) == before
+
+
+def test_a_link_into_the_picture_folder_is_seen_through(
+    manifest: Manifest, pictures: Path, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(pictures)
+    with pytest.raises(ConfigError, match="inside the picture folder"):
+        finish(manifest, vae, tmp_path / "link" / "latents")
+
+
+def test_a_folder_of_other_things_is_refused(manifest: Manifest, vae: AutoencoderKL, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"other things \(thesis\.tex\)"):
+        finish(manifest, vae, tmp_path)
+    with pytest.raises(ConfigError, match="is a file"):
+        finish(manifest, vae, tmp_path / "thesis.tex")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"buckets": BucketConfig(area=48, step=16)}, "bucket table"),
+        ({"buckets": BucketConfig(area=64, step=16, crop="center")}, "crop"),
+        ({"unit_size": 9}, "unit_size"),
+    ],
+)
+def test_other_settings_over_finished_latents_are_refused(
+    manifest: Manifest, vae: AutoencoderKL, prepared: Path, change: dict[str, object], words: str
+) -> None:
+    before = tree_digest(prepared)
+    with pytest.raises(ShardError, match=f"begun with another {words}.*another --out"):
+        finish(manifest, vae, prepared, replace(CONFIG, **change))
+    assert tree_digest(prepared) == before
+
+
+def test_another_vae_or_manifest_over_finished_latents_is_refused(
+    manifest: Manifest, vae: AutoencoderKL, prepared: Path
+) -> None:
+    with pytest.raises(ShardError, match="another VAE"):
+        finish(manifest, small_vae(seed=1), prepared)
+    with pytest.raises(ShardError, match="another manifest"):
+        finish(replace(manifest, table=manifest.table.slice(1)), vae, prepared)
+
+
+def test_two_at_once_do_not_meet(manifest: Manifest, vae: AutoencoderKL, tmp_path: Path) -> None:
+    first = prepare_latents(manifest, vae, tmp_path / "out", CONFIG)
+    next(first)
+    with pytest.raises(ShardError, match="another process"):
+        finish(manifest, vae, tmp_path / "out")
+    first.close()
+    finish(manifest, vae, tmp_path / "out")
+
+
+def test_sides_that_the_vae_cannot_take_are_refused(manifest: Manifest, vae: AutoencoderKL, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        finish(manifest, vae, tmp_path / "out", PrepareConfig(BucketConfig(area=64, step=6)))
+
+
+# ── The command ──
+
+
+def test_the_command_has_the_buckets_own_defaults() -> None:
+    defaults = {field.name: field.default for field in fields(Command)}
+    assert all(defaults[field.name] == field.default for field in fields(BucketConfig))
+
+
+@pytest.fixture
+def command(
+    manifest: Manifest, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Command]:
+    from sumizome.data.manifest import write_manifest
+
+    write_manifest(manifest, tmp_path / "m.parquet")
+    monkeypatch.setattr("sumizome.models.sdxl.load_model", lambda *_, **__: SimpleNamespace(vae=vae))
+    yield Command(tmp_path / "m.parquet", Path("my model"), tmp_path / "out", area=64, step=16, device="cpu")
+
+
+def test_the_command_reports_buckets_and_rejects(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    run(command)
+    printed = capsys.readouterr().out
+    assert "64 × 64" in printed and "cut off" in printed and "aspect error" in printed
+    assert "rejected: 1" in printed
+    assert "wrote 19 latents" in printed and "rejects.csv" in printed
+    run(command)
+    assert "20 of them had been prepared before" in capsys.readouterr().out
+    made_by = open_latents(command.out).plan.command
+    assert made_by == as_shell(command)
+    assert made_by.startswith(f"sumizome prepare {command.manifest} --model 'my model' --out ")
+    assert made_by.endswith("--area 64 --step 16 --device cpu")

@@ -1,0 +1,255 @@
+"""The run as a whole: it learns, it resumes bit for bit, and it refuses to train what it should not."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sumizome.data.captions import CaptionConfig
+from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
+from sumizome.train.checkpoint import list_checkpoints
+from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
+from sumizome.train.metrics import read_metrics
+from sumizome.train.optim import OptimConfig
+from sumizome.train.run_dir import hold_run_dir, load_trained_model, read_run_config
+from sumizome.train.trainer import StepReport, build_trainer
+
+
+@pytest.fixture
+def config(tiny_folder: Path, tiny_latents: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        model=tiny_folder,
+        latents=tiny_latents,
+        run_dir=tmp_path / "run",
+        steps=4,
+        micro_batch_size=2,
+        micro_batches_per_step=2,
+        max_chunks=1,
+        log_every=2,
+        tensorboard=False,
+        device="cpu",
+        captions=CaptionConfig(tag_dropout=0.2, caption_dropout=0.2),
+        optim=OptimConfig(lr=1e-3, warmup_steps=2, lr_schedule="cosine"),
+        validation=ValidationConfig(every=0, count=4, timesteps=(100, 999)),
+        checkpoint=CheckpointConfig(every=0),
+    )
+
+
+def train(config: TrainConfig, until: int | None = None) -> list[StepReport]:
+    """Trains to the end, or stops after step `until` as Ctrl-C would."""
+    with hold_run_dir(config.run_dir):
+        trainer, warnings = build_trainer(config)
+        assert not warnings
+        with closing(trainer.steps()) as steps:
+            return list(_until(steps, until))
+
+
+def _until(steps: Iterator[StepReport], until: int | None) -> Iterator[StepReport]:
+    for report in steps:
+        yield report
+        if report.steps_done == until:
+            return
+
+
+def state(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, and the step."""
+    newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
+    files = {name: load_file(newest / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")}
+    tensors = {f"{name}:{key}": value for name, file in files.items() for key, value in file.items()}
+    return tensors | {"step": torch.tensor(json.loads((newest / "state.json").read_text())["step"])}
+
+
+def assert_equal_states(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("text_encoder_lr", [0.0, 1e-3])
+def test_four_steps_are_two_a_resume_and_two_bit_for_bit(config: TrainConfig, text_encoder_lr: float) -> None:
+    config = replace(config, optim=replace(config.optim, text_encoder_lr=text_encoder_lr))
+    train(config)
+    parts = replace(config, run_dir=config.run_dir.with_name("parts"))
+    assert [report.steps_done for report in train(parts, until=2)] == [1, 2]
+    assert int(state(parts)["step"]) == 2
+    assert [report.steps_done for report in train(parts)] == [3, 4]
+    assert_equal_states(state(config), state(parts))
+    assert any(name.startswith("weights:text_encoder_2.") for name in state(config)) == bool(text_encoder_lr)
+    whole, resumed = (read_metrics(c.run_dir / "metrics.jsonl") for c in (config, parts))
+    assert [r["loss"] for r in whole] == [r["loss"] for r in resumed]
+
+
+def test_watching_a_run_does_not_change_it(config: TrainConfig) -> None:
+    train(config)
+    watched = replace(
+        config,
+        run_dir=config.run_dir.with_name("watched"),
+        log_every=1,
+        tensorboard=True,
+        validation=replace(config.validation, every=1),
+        preview=PreviewConfig(every=2, prompts=("a", "b"), canvas=(32, 32), sampling_steps=2),
+        checkpoint=CheckpointConfig(every=1, keep=2),
+    )
+    train(watched)
+    assert_equal_states(state(config), state(watched))
+    assert len(list_checkpoints(watched.run_dir / "checkpoints")) == 2
+    assert sorted(p.name for p in (watched.run_dir / "previews").iterdir()) == [
+        "step-00000002.png",
+        "step-00000004.png",
+    ]
+    losses = [r["validation_loss"] for r in read_metrics(watched.run_dir / "metrics.jsonl") if "validation_loss" in r]
+    assert [set(loss) for loss in losses] == [{"100", "999"}] * 4
+
+
+def test_it_learns_and_says_so(config: TrainConfig) -> None:
+    long = replace(
+        config,
+        steps=60,
+        log_every=10,
+        optim=replace(config.optim, lr=2e-3, warmup_steps=5),
+        validation=replace(config.validation, every=30),
+    )
+    reports = train(long)
+    records = read_metrics(long.run_dir / "metrics.jsonl")
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert losses[-1] < 0.8 * losses[0]
+    validations = [r["validation_loss"] for r in records if "validation_loss" in r]
+    # An untrained network's v-loss at t = 999 is the mean square of the latents; it must fall with the others.
+    assert all(validations[-1][t] < validations[0][t] for t in ("100", "999"))
+    record = records[-1]
+    assert record["samples_seen"] == 60 * 4 if "samples_seen" in record else True
+    assert (
+        sum(len(r["loss_by_timestep"]) for r in records if "loss" in r) == 60
+    )  # every tenth of the schedule, each time
+    assert all(math.isfinite(report.images_per_second) for report in reports)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_sample_and_changes_nothing(config: TrainConfig) -> None:
+    train(config, until=2)
+    before = state(config)
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        bad = trainer.loader.step(2)[1].sample_ids[0]
+        honest = trainer.objective.loss
+
+        def poisoned(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            weighted, unweighted = honest(*arguments)
+            return weighted * torch.tensor([math.nan if poisoned.calls else 1.0, 1.0]), unweighted
+
+        poisoned.calls = 0
+
+        def counted(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            result = poisoned(*arguments)
+            poisoned.calls += 1
+            return result
+
+        trainer.objective = replace(trainer.objective, loss=counted)
+        with pytest.raises(NonFiniteError, match=f"step 3: the loss is not finite, in samples {bad}\\."):
+            list(trainer.steps())
+        for name, parameter in trainer.parameters.items():
+            assert torch.equal(parameter, before[f"weights:{name}"])
+    assert_equal_states(state(config), before)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too(config: TrainConfig) -> None:
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        parameter = next(iter(trainer.parameters.values()))
+        parameter.register_hook(lambda gradient: gradient * math.inf)
+        before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+        with pytest.raises(NonFiniteError, match="step 1: the gradient is not finite"):
+            list(trainer.steps())
+        assert all(torch.equal(p, before[name]) for name, p in trainer.parameters.items())
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(config: TrainConfig) -> None:
+    config = replace(config, checkpoint=CheckpointConfig(every=2))
+    train(config)
+    done = state(config)
+    newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
+    (newest / "ema.safetensors").write_bytes(b"")
+    with hold_run_dir(config.run_dir):
+        trainer, warnings = build_trainer(config)
+        assert trainer.steps_done == 2
+        assert "ema.safetensors" in warnings[0]
+        assert [report.steps_done for report in trainer.steps()] == [3, 4]
+    assert_equal_states(state(config), done)
+
+
+def test_what_would_train_something_else_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    train(config, until=1)
+    for changed, words in (
+        (replace(config, seed=1), "seed = 0, now it is 1"),
+        (replace(config, optim=replace(config.optim, lr=5e-4)), "optim.lr"),
+        (replace(config, validation=replace(config.validation, count=5)), "validation.count"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(changed)
+    allowed = replace(config, steps=2, log_every=1, validation=replace(config.validation, every=1, timesteps=(5,)))
+    assert [report.steps_done for report in train(allowed)] == [2]
+
+
+def test_another_base_model_or_other_latents_are_refused(config: TrainConfig, tmp_path: Path) -> None:
+    from sumizome.export import write_diffusers_folder
+    from sumizome.models.tiny import build_tiny_model
+
+    train(config, until=1)
+    other = build_tiny_model(seed=1)
+    folder = write_diffusers_folder(other, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="another base model"):
+        train(replace(config, model=folder))
+    other.vae.post_quant_conv.bias.data += 1
+    foreign = write_diffusers_folder(other, tmp_path / "foreign")
+    with pytest.raises(ShardError, match="VAE"):
+        train(replace(config, model=foreign, run_dir=tmp_path / "fresh"))
+
+
+def test_two_trainers_on_one_run_directory(config: TrainConfig) -> None:
+    with hold_run_dir(config.run_dir), pytest.raises(CheckpointError, match="another trainer is at work here"):
+        train(config)
+
+
+def test_the_trained_model_comes_back_as_it_was(config: TrainConfig) -> None:
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        list(trainer.steps())
+    for weights, expected in (("raw", trainer.parameters), ("ema", trainer.ema.average)):
+        model, step = load_trained_model(config.run_dir, weights)
+        assert step == 4
+        assert model.prediction_type == "v_prediction"
+        found = dict(model.unet.named_parameters())
+        assert all(torch.equal(found[name.removeprefix("unet.")], value) for name, value in expected.items())
+    assert read_run_config(config.run_dir) == config
+
+
+def test_a_directory_without_a_run_is_one_line(tmp_path: Path, config: TrainConfig) -> None:
+    with pytest.raises(CheckpointError, match="not a run directory"):
+        load_trained_model(tmp_path)
+    train(config, until=1)
+    shutil.rmtree(config.run_dir / "checkpoints")
+    (config.run_dir / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        load_trained_model(config.run_dir)
+
+
+def test_bf16_stays_close_to_fp32(config: TrainConfig) -> None:
+    train(config)
+    half = replace(config, run_dir=config.run_dir.with_name("half"), precision="bf16")
+    train(half)
+    a, b = (read_metrics(c.run_dir / "metrics.jsonl")[0]["loss"] for c in (config, half))
+    assert a == pytest.approx(b, rel=0.02)
+    assert all(value.dtype == torch.float32 for name, value in state(half).items() if name.startswith("weights:"))
+
+
+def test_gradient_checkpointing_changes_no_bit(config: TrainConfig) -> None:
+    train(config)
+    other = replace(config, run_dir=config.run_dir.with_name("other"), gradient_checkpointing=True)
+    train(other)
+    assert_equal_states(state(config), state(other))
