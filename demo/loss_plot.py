@@ -80,7 +80,7 @@ def draw_loss_plot(points: list[ValidationPoint], width: int, height: int) -> Im
     shown = _spread(points, MAX_LINES)
     timesteps = sorted({t for point in points for t in point.losses})
     panel = _Panel(draw, left, (0, max(timesteps)), (low, high), "timestep (0 = least noise, 999 = pure noise)")
-    panel.frame("loss by timestep, as training goes on", _linear_ticks(0, max(timesteps)))
+    panel.frame("loss by timestep, as training goes on", [*range(0, 900, 200), max(timesteps)])
     panel.lines([(f"step {p.step}", [(t, p.losses[t]) for t in sorted(p.losses)]) for p in shown])
 
     kept = _spread(timesteps, MAX_LINES)

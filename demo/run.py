@@ -44,9 +44,27 @@ def main() -> None:
 
     for color in ("black", "white"):
         sample(f"{color}-pure", "--prompt", f"completely {color}", "--count", str(SEEDS))
-        sample(f"{color}-finite", "--prompt", f"completely {color}", "--count", str(SEEDS), "--sigma-max", str(FINITE_SIGMA))
+        sample(
+            f"{color}-finite",
+            "--prompt",
+            f"completely {color}",
+            "--count",
+            str(SEEDS),
+            "--sigma-max",
+            str(FINITE_SIGMA),
+        )
     sample("characters", "--prompts", "demo/prompts/characters.txt")
-    run([*sumizome, "export", f"{WORK}/run", "--folder", f"{WORK}/export/diffusers", "--file", f"{WORK}/export/tiny.safetensors"])
+    run(
+        [
+            *sumizome,
+            "export",
+            f"{WORK}/run",
+            "--folder",
+            f"{WORK}/export/diffusers",
+            "--file",
+            f"{WORK}/export/tiny.safetensors",
+        ]
+    )
 
     summary = summarise(train_seconds, time.monotonic() - started)
     (WORK / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -66,7 +84,19 @@ def run(command: list[str]) -> None:
 
 
 def sample(name: str, *options: str) -> None:
-    run([*sumizome, "sample", "--model", f"{WORK}/run", "--out", f"{WORK}/samples/{name}", "--batch-size", "16", *options])
+    run(
+        [
+            *sumizome,
+            "sample",
+            "--model",
+            f"{WORK}/run",
+            "--out",
+            f"{WORK}/samples/{name}",
+            "--batch-size",
+            "16",
+            *options,
+        ]
+    )
 
 
 def summarise(train_seconds: float, total_seconds: float) -> dict[str, float | int]:

@@ -3,8 +3,8 @@
     python demo/train_tiny_vae.py --data DRAWN [EMOJI …] --minutes 30
 
 Owns the start, the loss and the loop; the architecture is `sumizome.models.tiny.tiny_vae_config`. The start is not
-random: the weights are set so that the network is nearly a linear patch codec (principal components of 4×4 patches), and
-training improves on that. Pixels are RGB in [-1, 1], [batch, 3, height, width].
+random: the weights are set so that the network is nearly a linear patch codec (principal components of 4×4 patches),
+and training improves on that. Pixels are RGB in [-1, 1], [batch, 3, height, width].
 """
 
 import argparse
@@ -38,6 +38,9 @@ FLAT_EVERY = 12
 """One crop in so many is a flat colour."""
 KL_WEIGHT = 1e-4
 """Per latent value, beside a reconstruction loss per pixel value."""
+LATENT_NOISE = 0.06
+"""Noise added to the latents while training, in standard deviations of their channel: what a diffusion model draws is
+never quite what the encoder would have given, and the decoder must not care."""
 AVERAGE_DECAY = 0.998
 ANCHOR = 4.0
 """The constant in the anchor channels; see `linear_start`."""
@@ -317,7 +320,9 @@ def train(
 
 def _step(vae: AutoencoderKL, pixels: Tensor, optimizer: torch.optim.Optimizer) -> float:
     posterior = vae.encode(pixels).latent_dist
-    output = vae.decode(posterior.sample()).sample
+    latents = posterior.sample()
+    spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
+    output = vae.decode(latents + LATENT_NOISE * spread * torch.randn_like(latents)).sample
     loss = reconstruction_loss(output, pixels) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

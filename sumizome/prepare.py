@@ -1,6 +1,6 @@
 """Pictures to latent shards: the manifest's pictures decoded, fitted into their buckets, encoded, committed in units.
 
-Owns the pipeline and its resumption; formats, geometry and decoding are `data/`'s, the VAE is `models/`'s. The
+Owns the run, the output folder and its resumption; what happens to the pictures of a unit is `prepare_unit`'s. The
 invariant: every picture of the manifest ends up written or rejected with a reason, and a run that was killed anywhere
 and started again leaves the same bytes as one that was not. A unit of about 2 048 pictures is committed or is nothing.
 """
@@ -8,31 +8,17 @@ and started again leaves the same bytes as one that was not. A unit of about 2 0
 import contextlib
 import csv
 import fcntl
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float, Float16, Int, UInt8
 
-from sumizome.data.buckets import (
-    RESIZE_VERSION,
-    BucketConfig,
-    Canvases,
-    CropGeometry,
-    Sizes,
-    assign_buckets,
-    bucket_table,
-    crop_geometry,
-    resize_and_crop,
-)
-from sumizome.data.images import ImageRejected, open_image
+from sumizome.data.buckets import RESIZE_VERSION, BucketConfig, Canvases, bucket_table
 from sumizome.data.ingest import available_cores
 from sumizome.data.manifest import Manifest, write_atomically
 from sumizome.data.shards import (
@@ -41,26 +27,22 @@ from sumizome.data.shards import (
     UnitRecord,
     commit_unit,
     differences,
-    latent_fault,
     load_plan,
+    unit_paths,
     verify_unit,
     write_plan,
 )
 from sumizome.data.sources import Reject
 from sumizome.errors import ConfigError, DataError, ShardError
-from sumizome.models.vae import encode_pixels, latent_statistics, vae_digest, vae_factor
+from sumizome.models.vae import latent_statistics, vae_digest, vae_factor
+from sumizome.prepare_unit import Outcome, Unit, encode_unit, frame_unit
 
-__all__ = ["PrepareConfig", "PrepareProgress", "picture_sizes", "prepare_latents"]
+__all__ = ["PrepareConfig", "PrepareProgress", "prepare_latents"]
 
 _BATCH_PIXELS = 4 * 1024 * 1024
-_MAX_BATCH = 64
-_BATCHES_AHEAD = 2
-_CARRIED = ("id", "tags", "kept_tags", "repeats")
+_MAX_BATCH = 16
 _ALLOWED_FAILURES = 8
 """A small unit may lose this many pictures whatever their share."""
-
-Outcome: TypeAlias = Float16[np.ndarray, "_ _ _"] | Reject
-"""What became of a picture."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ class PrepareConfig:
     unit_size: int = 2048
     """Pictures committed together: what a kill can cost, and one shard file (270 MB at 1024²)."""
     batch_size: int = 0
-    """Pictures the VAE encodes at once; 0 = four megapixels' worth (4 at 1024²), and 64 at most."""
+    """Pictures the VAE encodes at once; 0 = four megapixels' worth (4 at 1024²), and 16 at most."""
     decode_threads: int = 0
     """Threads that decode while the VAE works; 0 = one a core."""
     max_failures: float = 0.05
@@ -103,11 +85,6 @@ class PrepareProgress:
         return self.written + self.rejected
 
 
-def picture_sizes(manifest: Manifest) -> Sizes:
-    """(height, width) of each picture, px."""
-    return _columns(manifest.table, "height", "width")
-
-
 def prepare_latents(
     manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig, *, command: str = "sumizome prepare"
 ) -> Iterator[PrepareProgress]:
@@ -128,9 +105,9 @@ def prepare_latents(
         with ThreadPoolExecutor(config.decode_threads or available_cores()) as pool:
             for number in range(plan.units):
                 if number not in records:
-                    unit = _frame(manifest, plan.rows(number), table, config.buckets)
+                    unit = frame_unit(manifest, plan.rows(number), table, config.buckets)
                     outcomes: dict[int, Outcome] = {}
-                    for new in _encode_unit(unit, vae, pool, _batch_size(config, table)):
+                    for new in encode_unit(unit, vae, pool, _batch_size(config, table)):
                         outcomes |= new
                         progress = _advance(progress, new)
                         yield progress
@@ -141,10 +118,6 @@ def prepare_latents(
         raise DataError(
             f"none of the {len(manifest)} pictures could be prepared; {out / 'rejects.csv'} says why of each"
         )
-
-
-def _columns(table: pa.Table, *names: str) -> Int[np.ndarray, "n k"]:
-    return np.stack([table[name].to_numpy().astype(np.int64) for name in names], axis=1)
 
 
 def _fingerprint(manifest: Manifest, vae: AutoencoderKL, buckets: BucketConfig, table: Canvases) -> Fingerprint:
@@ -236,14 +209,18 @@ def _begin(out: Path, plan: CachePlan) -> CachePlan:
 
 def _survey(out: Path, plan: CachePlan) -> tuple[dict[int, UnitRecord], PrepareProgress]:
     """The units that are finished and whole. A unit that exists but is damaged is named in the notes, and made anew."""
-    records: dict[int, UnitRecord] = {}
-    notes = []
-    for unit in range(plan.units):
-        if (out / "units" / f"unit-{unit:05d}.json").exists():
-            try:
-                records[unit] = verify_unit(out, plan, unit)
-            except ShardError as error:
-                notes.append(f"unit {unit} is made anew: {str(error).split(';')[0]}")
+
+    def verify(unit: int) -> UnitRecord | ShardError:
+        try:
+            return verify_unit(out, plan, unit)
+        except ShardError as error:
+            return error
+
+    begun = [unit for unit in range(plan.units) if unit_paths(out, unit)[-1].exists()]
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(begun, pool.map(verify, begun), strict=True))
+    records = {unit: record for unit, record in found.items() if isinstance(record, UnitRecord)}
+    notes = [f"made anew: {str(error).split(';')[0]}" for error in found.values() if isinstance(error, ShardError)]
     written = sum(record.written for record in records.values())
     rejected = sum(len(record.rejects) for record in records.values())
     return records, PrepareProgress(plan.images, written, rejected, written + rejected, tuple(notes))
@@ -266,125 +243,35 @@ def _cell(text: str) -> str:
     return ("'" if text[:1] in tuple("=+-@\t\r") else "") + text
 
 
-# ── A unit ──
+# ── The end of a unit ──
 
 
-@dataclass(frozen=True, eq=False)
-class _Unit:
-    """Some rows of the manifest in a row, and what is to be made of each picture; entries are counted from 0."""
-
-    manifest: Manifest
-    rows: range
-    pictures: pa.Table
-    bucket: Int[np.ndarray, " n"]
-    geometry: CropGeometry
-    misfits: Mapping[int, Reject]
-    """Pictures that no bucket is near to."""
-
-    def reject(self, entry: int, reason: str, sentence: str) -> Reject:
-        source, path = (self.pictures[name][entry].as_py() for name in ("source", "path"))
-        return Reject(source, path, reason, sentence)
-
-
-def _frame(manifest: Manifest, rows: range, table: Canvases, buckets: BucketConfig) -> _Unit:
-    pictures = manifest.table.slice(rows.start, len(rows))
-    sizes = _columns(pictures, "height", "width")
-    bucket, aspect_error = assign_buckets(sizes, table)
-    ids = pictures["id"].to_pylist()
-    geometry = crop_geometry(sizes, table[bucket], ids, crop=buckets.crop, crop_seed=buckets.crop_seed)
-    unit = _Unit(manifest, rows, pictures, bucket, geometry, misfits := {})
-    for entry in np.flatnonzero(aspect_error >= buckets.max_aspect_error).tolist():
-        (height, width), (canvas_height, canvas_width) = sizes[entry].tolist(), table[bucket[entry]].tolist()
-        misfits[entry] = unit.reject(
-            entry,
-            "aspect",
-            f"{height}×{width} px has an aspect error of {aspect_error[entry]:.2f} to the nearest bucket, "
-            f"{canvas_height}×{canvas_width}; the limit is {buckets.max_aspect_error:g}",
-        )
-    return unit
-
-
-def _encode_unit(
-    unit: _Unit, vae: AutoencoderKL, pool: ThreadPoolExecutor, batch_size: int
-) -> Iterator[Mapping[int, Outcome]]:
-    """The outcome of every entry, some at a time; a batch is one bucket. Decoding runs ahead of the VAE."""
-    if unit.misfits:
-        yield unit.misfits
-    batches = list(_batches(unit, batch_size))
-    ahead: deque[list[Future[UInt8[np.ndarray, "H W 3"] | Reject]]] = deque()
-    for number, batch in enumerate(batches):
-        while number + len(ahead) < len(batches) and len(ahead) <= _BATCHES_AHEAD:
-            ahead.append([pool.submit(_fit, unit, entry) for entry in batches[number + len(ahead)]])
-        outcomes: dict[int, Any] = dict(zip(batch, (future.result() for future in ahead.popleft()), strict=True))
-        decoded = [entry for entry in batch if not isinstance(outcomes[entry], Reject)]
-        if decoded:
-            latents = _encode(vae, np.stack([outcomes[entry] for entry in decoded]))
-            outcomes |= {entry: _store(unit, entry, latent) for entry, latent in zip(decoded, latents, strict=True)}
-        yield outcomes
-
-
-def _batches(unit: _Unit, batch_size: int) -> Iterator[list[int]]:
-    """Entries of one bucket each. They depend on the unit alone, so a repeated unit is the same to the last bit."""
-    for bucket in np.unique(unit.bucket).tolist():
-        entries = [entry for entry in np.flatnonzero(unit.bucket == bucket).tolist() if entry not in unit.misfits]
-        for first in range(0, len(entries), batch_size):
-            yield entries[first : first + batch_size]
-
-
-def _fit(unit: _Unit, entry: int) -> UInt8[np.ndarray, "H W 3"] | Reject:
-    """The canvas of one picture, or why there is none."""
-    geometry, sha256 = unit.geometry, unit.pictures["sha256"][entry].as_py()
-    try:
-        image = open_image(unit.manifest.image_path(unit.rows[entry]), unit.manifest.background, sha256=sha256)
-    except ImageRejected as rejected:
-        return unit.reject(entry, rejected.reason, str(rejected))
-    if (found := image.size[::-1]) != (expected := tuple(geometry.original[entry].tolist())):
-        return unit.reject(entry, "changed", f"the manifest says {expected} px, the file has {found}: run ingest again")
-    resized, offset, target = (
-        (int(pair[entry, 0]), int(pair[entry, 1])) for pair in (geometry.resized, geometry.offset, geometry.target)
-    )
-    return np.asarray(resize_and_crop(image, resized, offset, target))
-
-
-def _encode(vae: AutoencoderKL, pictures: UInt8[np.ndarray, "b H W 3"]) -> Float[np.ndarray, "b c h w"]:
-    """Raw latents, float32.
-
-    Raises: ConfigError if the device's memory is too small for the batch.
-    """
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-    try:
-        return np.asarray(encode_pixels(vae, pixels).cpu())
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"out of memory encoding {len(pictures)} pictures at once; lower --batch-size") from error
-
-
-def _store(unit: _Unit, entry: int, latent: Float[np.ndarray, "c h w"]) -> Outcome:
-    fault = latent_fault(latent)
-    return unit.reject(entry, *fault) if fault else latent.astype(np.float16)
-
-
-def _check_failures(unit: _Unit, outcomes: Mapping[int, Outcome], share: float, command: str) -> None:
+def _check_failures(unit: Unit, outcomes: Mapping[int, Outcome], share: float, command: str) -> None:
     """Raises: DataError if so many pictures failed that something else than the pictures must be wrong."""
-    failed = [outcomes[entry] for entry in sorted(outcomes.keys() - unit.misfits.keys())]
-    failed = [outcome for outcome in failed if isinstance(outcome, Reject)]
+    failed = [
+        outcome
+        for entry, outcome in sorted(outcomes.items())
+        if isinstance(outcome, Reject) and entry not in unit.misfits
+    ]
     if len(failed) > max(_ALLOWED_FAILURES, share * len(unit.rows)):
-        first: Any = failed[0]
         raise DataError(
-            f"{len(failed)} of {len(unit.rows)} pictures failed, first {first.path}: {first.reason}, {first.sentence}. "
-            f"Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, if the pictures "
-            "are meant to be so, run `sumizome ingest` again"
+            f"{len(failed)} of {len(unit.rows)} pictures failed, first {failed[0].path}: {failed[0].reason}, "
+            f"{failed[0].sentence} Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, "
+            "if the pictures are meant to be so, run `sumizome ingest` again"
         )
 
 
-def _commit(out: Path, plan: CachePlan, number: int, unit: _Unit, outcomes: Mapping[int, Outcome]) -> UnitRecord:
-    kept = [entry for entry in range(len(unit.rows)) if not isinstance(outcomes[entry], Reject)]
-    geometry = unit.geometry
-    pairs = {"bucket": geometry.target, "original": geometry.original}
-    columns: dict[str, Any] = {
-        f"{name}_{side}": sizes[kept, axis].tolist() for name, sizes in pairs.items() for axis, side in enumerate("hw")
-    }
-    columns |= {"crop_top": geometry.offset[kept, 0].tolist(), "crop_left": geometry.offset[kept, 1].tolist()}
-    columns |= {name: unit.pictures[name].take(pa.array(kept, pa.int64())) for name in _CARRIED}
-    latents: list[Any] = [outcomes[entry] for entry in kept]
+def _commit(out: Path, plan: CachePlan, number: int, unit: Unit, outcomes: Mapping[int, Outcome]) -> UnitRecord:
     rejects = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Reject)]
-    return commit_unit(out, plan, number, latents, columns, rejects)
+    latents = {entry: outcome for entry, outcome in sorted(outcomes.items()) if not isinstance(outcome, Reject)}
+    kept, geometry = list(latents), unit.geometry
+    columns: dict[str, Any] = {
+        name: unit.pictures[name].take(pa.array(kept, pa.int64())) for name in ("id", "tags", "kept_tags", "repeats")
+    }
+    for names, pairs in (
+        (("bucket_h", "bucket_w"), geometry.target),
+        (("original_h", "original_w"), geometry.original),
+        (("crop_top", "crop_left"), geometry.offset),
+    ):
+        columns |= {name: pairs[kept, axis].tolist() for axis, name in enumerate(names)}
+    return commit_unit(out, plan, number, list(latents.values()), columns, rejects)

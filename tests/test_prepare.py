@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +17,13 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from sumizome import prepare
+from sumizome import prepare_unit
 from sumizome.cli.prepare import Command, as_shell, run
 from sumizome.data.buckets import BucketConfig
 from sumizome.data.ingest import ingest_to
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import build_loader
-from sumizome.data.manifest import Manifest, load_manifest
+from sumizome.data.manifest import Manifest, load_manifest, write_manifest
 from sumizome.errors import ConfigError, DataError, ShardError
 from sumizome.models.vae import latent_statistics, normalise, vae_digest
 from sumizome.prepare import PrepareConfig, PrepareProgress, prepare_latents
@@ -206,7 +206,7 @@ def test_a_latent_that_cannot_be_stored_is_rejected_and_its_neighbours_are_not(
     value: float,
     reason: str,
 ) -> None:
-    encode = prepare.encode_pixels
+    encode = prepare_unit.encode_pixels
     batches = iter(range(1000))
 
     def spoilt(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
@@ -215,7 +215,7 @@ def test_a_latent_that_cannot_be_stored_is_rejected_and_its_neighbours_are_not(
             latents[0, 2, 1, 0] = value
         return latents
 
-    monkeypatch.setattr(prepare, "encode_pixels", spoilt)
+    monkeypatch.setattr(prepare_unit, "encode_pixels", spoilt)
     last = finish(manifest, vae, tmp_path / "out")
     assert last.rejected == 2
     spoilt_ones = [reject for reject in rejects_of(tmp_path / "out") if reject["reason"] == reason]
@@ -234,7 +234,7 @@ def test_a_missing_drive_is_no_set_of_rejects(manifest: Manifest, vae: Autoencod
     """Pictures that are away for a moment must not be left out for ever."""
     away = replace(manifest, sources=(tmp_path / "unmounted",))
     config = replace(CONFIG, unit_size=16)
-    with pytest.raises(DataError, match="15 of 16 pictures failed, first p00.png: .*Is a drive missing"):
+    with pytest.raises(DataError, match=r"15 of 16 pictures failed, first p00\.png: .*Is a drive missing"):
         finish(away, vae, tmp_path / "out", config)
     assert not list((tmp_path / "out").rglob("unit-*"))
     assert finish(manifest, vae, tmp_path / "out", config).written == COUNT - 1
@@ -287,12 +287,13 @@ def killed_at_replace(number: int, *, after: bool) -> Callable[[], None]:
 RENAMES = 1 + 3 * 3 + 1  # the plan, three files of each of three units, the rejects
 
 
+@pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("number", range(RENAMES))
 def test_killed_at_any_commit_it_goes_on_to_the_same_bytes(
-    manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path, number: int
+    manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path, number: int, after: bool
 ) -> None:
     out = tmp_path / "out"
-    status = run_killed(lambda: finish(manifest, vae, out), killed_at_replace(number, after=number % 2 == 1))
+    status = run_killed(lambda: finish(manifest, vae, out), killed_at_replace(number, after=after))
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     finish(manifest, vae, out)
     assert tree_digest(out) == tree_digest(prepared)
@@ -324,7 +325,7 @@ def test_a_finished_folder_is_left_alone(
 ) -> None:
     out = Path(shutil.copytree(prepared, tmp_path / "out"))
     times = {path: path.stat().st_mtime_ns for path in (out / "units").iterdir()}
-    monkeypatch.setattr(prepare, "encode_pixels", lambda *_: pytest.fail("nothing is left to encode"))
+    monkeypatch.setattr(prepare_unit, "encode_pixels", lambda *_: pytest.fail("nothing is left to encode"))
     last = finish(manifest, vae, out)
     assert last.found == COUNT
     assert {path: path.stat().st_mtime_ns for path in (out / "units").iterdir()} == times
@@ -423,14 +424,10 @@ def test_the_command_has_the_buckets_own_defaults() -> None:
 
 
 @pytest.fixture
-def command(
-    manifest: Manifest, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Command]:
-    from sumizome.data.manifest import write_manifest
-
+def command(manifest: Manifest, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     write_manifest(manifest, tmp_path / "m.parquet")
     monkeypatch.setattr("sumizome.models.sdxl.load_model", lambda *_, **__: SimpleNamespace(vae=vae))
-    yield Command(tmp_path / "m.parquet", Path("my model"), tmp_path / "out", area=64, step=16, device="cpu")
+    return Command(tmp_path / "m.parquet", Path("my model"), tmp_path / "out", area=64, step=16, device="cpu")
 
 
 def test_the_command_reports_buckets_and_rejects(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,13 +62,17 @@ def run(command: Command) -> None:
     from sumizome.data.manifest import load_manifest
     from sumizome.device import choose_device
     from sumizome.models.sdxl import load_model
-    from sumizome.prepare import PrepareConfig, picture_sizes, prepare_latents
+    from sumizome.prepare import PrepareConfig, prepare_latents
+    from sumizome.prepare_unit import picture_sizes
 
     console = Console()
     manifest = load_manifest(command.manifest)
     buckets = BucketConfig(**{field.name: getattr(command, field.name) for field in fields(BucketConfig)})
-    _print_buckets(console, bucket_report(picture_sizes(manifest), bucket_table(buckets), buckets.max_aspect_error))
+    _print_buckets(
+        console, bucket_report(picture_sizes(manifest.table), bucket_table(buckets), buckets.max_aspect_error)
+    )
     vae = load_model(command.model, components=("vae",), device=choose_device(command.device)).vae
+    assert vae is not None  # it was asked for
     config = PrepareConfig(buckets, batch_size=command.batch_size, decode_threads=command.decode_threads)
     last = _watch(prepare_latents(manifest, vae, command.out, config, command=as_shell(command)), console)
     summary = f"wrote {last.written:,} latents to {command.out}"

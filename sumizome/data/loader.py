@@ -140,21 +140,21 @@ class BatchLoader:
         epochs, ids = planned.epochs.tolist(), index.ids(rows)
         showings = list(zip(epochs, ids, planned.repeats.tolist(), strict=True))
         tagged = zip(index.tag_lists(rows), index.kept_tags[rows].tolist(), strict=True)
-        captions = [self._caption(*its, *showing) for its, showing in zip(tagged, showings, strict=True)]
+        captions = [
+            build_caption(
+                tags,
+                kept_tags,
+                self.captions,
+                seed=self.seed,
+                epoch=epoch,
+                sample_id=sample_id,
+                repeat=repeat,
+                categories=self.categories,
+            )
+            for (tags, kept_tags), (epoch, sample_id, repeat) in zip(tagged, showings, strict=True)
+        ]
         seeds = [derive_seed(self.seed, "sample", *showing) for showing in showings]
         return self._assemble(rows, ids, captions, epochs, seeds, self.tag_weight[rows])
-
-    def _caption(self, tags: list[str], kept_tags: int, epoch: int, sample_id: str, repeat: int) -> str:
-        return build_caption(
-            tags,
-            kept_tags,
-            self.captions,
-            seed=self.seed,
-            epoch=epoch,
-            sample_id=sample_id,
-            repeat=repeat,
-            categories=self.categories,
-        )
 
     def _validation_batch(self, rows: Int[np.ndarray, " b"]) -> TrainBatch:
         index = self.cache.index

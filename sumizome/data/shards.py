@@ -191,9 +191,9 @@ class UnitRecord:
 def latent_fault(latent: Float[np.ndarray, "c h w"]) -> tuple[str, str] | None:
     """(reason, sentence) if a raw latent cannot be stored as float16, else None. Never mended, never zeros."""
     if not np.isfinite(latent).all():
-        return "not_finite", "its latent holds NaN or infinity"
+        return "not_finite", "its latent holds NaN or infinity."
     if (largest := float(np.abs(latent).max())) > MAX_HALF:
-        return "overflow", f"its latent reaches {largest:.4g}, more than float16 holds ({MAX_HALF:g})"
+        return "overflow", f"its latent reaches {largest:.4g}, more than float16 holds ({MAX_HALF:g})."
     return None
 
 

@@ -48,7 +48,11 @@ class LossConfig:
     """The SNR above which min_snr stops raising the weight. 5 is the report's."""
 
     terminal_floor: float = 0.1
-    """PLACEHOLDER"""
+    """Least weight where noise outweighs signal (snr < 1), so that the step from pure noise is trained.
+    0 = the plain weighting, 0 at pure noise."""
+    # Why 0.1. On SDXL's rescaled schedule plain MinSNR leaves 0.03 % of the weight to t >= 900; floors of 0.01, 0.05,
+    # 0.1 and 0.2 give that tenth 0.4, 1.7, 3.3 and 5.8 %, and take 0.4, 3.7, 8.9 and 20 % from what was there.
+    # A study of …
 
     def __post_init__(self) -> None:
         if not self.gamma > 0:

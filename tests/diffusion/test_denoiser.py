@@ -114,6 +114,14 @@ def test_state_of_a_half_precision_network_stays_float32(schedule: NoiseSchedule
     torch.testing.assert_close(denoised, noise.to(dtype).float(), rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_whatever_is_predicted_in_half_precision_comes_back_in_float32(
+    schedule: NoiseSchedule, prediction_type: PredictionType
+) -> None:
+    denoise = Denoiser(schedule, prediction_type, _some_network, torch.bfloat16)
+    assert denoise(_noise(6), 1.0).dtype == torch.float32
+
+
 def test_each_row_may_have_its_own_sigma(schedule: NoiseSchedule) -> None:
     denoise = Denoiser(schedule, "v_prediction", _some_network)
     x = _noise(6) * 3

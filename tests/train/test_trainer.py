@@ -62,7 +62,8 @@ def state(config: TrainConfig) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, and the step."""
     newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
     files = {name: load_file(newest / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")}
-    tensors = {f"{name}:{key}": value for name, file in files.items() for key, value in file.items()}
+    # Copies: what is loaded maps the file, which a test may damage next.
+    tensors = {f"{name}:{key}": value.clone() for name, file in files.items() for key, value in file.items()}
     return tensors | {"step": torch.tensor(json.loads((newest / "state.json").read_text())["step"])}
 
 
@@ -121,10 +122,9 @@ def test_it_learns_and_says_so(config: TrainConfig) -> None:
     losses = [r["loss"] for r in records if "loss" in r]
     assert losses[-1] < 0.8 * losses[0]
     validations = [r["validation_loss"] for r in records if "validation_loss" in r]
-    # An untrained network's v-loss at t = 999 is the mean square of the latents; it must fall with the others.
-    assert all(validations[-1][t] < validations[0][t] for t in ("100", "999"))
-    record = records[-1]
-    assert record["samples_seen"] == 60 * 4 if "samples_seen" in record else True
+    # On pictures it has not seen it learns to tell noise from picture; what they look like it cannot know (t = 999).
+    assert validations[-1]["100"] < validations[0]["100"]
+    assert max(r.get("samples_seen", 0) for r in records) == 60 * 4
     assert (
         sum(len(r["loss_by_timestep"]) for r in records if "loss" in r) == 60
     )  # every tenth of the schedule, each time
