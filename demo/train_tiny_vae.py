@@ -271,6 +271,7 @@ def write_asset(vae: AutoencoderKL, pictures: list[Tensor], path: Path) -> None:
     state = {name: tensor.half().contiguous() for name, tensor in folded.state_dict().items()}
     temporary = path.with_suffix(".tmp")
     save_file(state, temporary, {"format": "pt", "trained_by": "demo/train_tiny_vae.py"})
+    temporary.chmod(0o644)  # safetensors writes for its owner alone
     temporary.replace(path)
 
 

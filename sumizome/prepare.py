@@ -254,10 +254,11 @@ def _check_failures(unit: Unit, outcomes: Mapping[int, Outcome], share: float, c
         if isinstance(outcome, Reject) and entry not in unit.misfits
     ]
     if len(failed) > max(_ALLOWED_FAILURES, share * len(unit.rows)):
+        first = failed[0]
         raise DataError(
-            f"{len(failed)} of {len(unit.rows)} pictures failed, first {failed[0].path}: {failed[0].reason}, "
-            f"{failed[0].sentence} Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, "
-            "if the pictures are meant to be so, run `sumizome ingest` again"
+            f"{len(failed)} of {len(unit.rows)} pictures failed, first {first.path}: {first.reason}, {first.sentence} "
+            f"Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, if the pictures are "
+            "meant to be so, run `sumizome ingest` again"
         )
 
 
