@@ -14,57 +14,37 @@ from pathlib import Path
 
 import numpy as np
 from contact_sheet import ImageRow, SheetData, write_contact_sheet
+from loss_plot import read_validation
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path("work/demo")
+COLORS = ("black", "white")
 SEEDS = 8
 FINITE_SIGMA = 1.83
 """SDXL's own last sigma, 14.6 on a canvas of 1024², means this much noise on the demo's 16 × 16 latents:
 14.6 · 16/128. Averaged over the canvas, both leave the same trace of the picture's brightness in the noise."""
 
-sumizome = [sys.executable, "-m", "sumizome"]
+MARK = WORK / ".made-by-demo"
+"""Only a folder that carries this is cleared for a new run."""
 
 
 def main() -> None:
     os.chdir(ROOT)
     started = time.monotonic()
-    if WORK.exists():
-        shutil.rmtree(WORK)
-    WORK.mkdir(parents=True)
+    start_afresh()
+    run(f"python demo/draw.py --out {WORK}/pictures --count 4000")
+    run(f"sumizome init --out {WORK}/tiny")
+    run(f"sumizome ingest {WORK}/pictures --manifest {WORK}/manifest.parquet")
+    run(f"sumizome prepare {WORK}/manifest.parquet --model {WORK}/tiny --out {WORK}/latents --area 64 --step 16")
+    train_seconds = run("sumizome train demo/train.toml")
 
-    run([sys.executable, "demo/draw.py", "--out", f"{WORK}/pictures", "--count", "4000"])
-    run([*sumizome, "init", "--out", f"{WORK}/tiny"])
-    run([*sumizome, "ingest", f"{WORK}/pictures", "--manifest", f"{WORK}/manifest.parquet"])
-    run([*sumizome, "prepare", f"{WORK}/manifest.parquet", "--model", f"{WORK}/tiny", "--out", f"{WORK}/latents",
-         "--area", "64", "--step", "16"])  # fmt: skip
-    train_started = time.monotonic()
-    run([*sumizome, "train", "demo/train.toml"])
-    train_seconds = time.monotonic() - train_started
-
-    for color in ("black", "white"):
-        sample(f"{color}-pure", "--prompt", f"completely {color}", "--count", str(SEEDS))
-        sample(
-            f"{color}-finite",
-            "--prompt",
-            f"completely {color}",
-            "--count",
-            str(SEEDS),
-            "--sigma-max",
-            str(FINITE_SIGMA),
-        )
-    sample("characters", "--prompts", "demo/prompts/characters.txt")
-    run(
-        [
-            *sumizome,
-            "export",
-            f"{WORK}/run",
-            "--folder",
-            f"{WORK}/export/diffusers",
-            "--file",
-            f"{WORK}/export/tiny.safetensors",
-        ]
-    )
+    sample = f"sumizome sample --model {WORK}/run --batch-size 16"
+    extremes = " ".join(f"'completely {color}'" for color in COLORS) + f" --count {SEEDS}"
+    run(f"{sample} --out {WORK}/samples/pure --prompt {extremes}")
+    run(f"{sample} --out {WORK}/samples/finite --sigma-max {FINITE_SIGMA} --prompt {extremes}")
+    run(f"{sample} --out {WORK}/samples/characters --prompts demo/prompts/characters.txt")
+    run(f"sumizome export {WORK}/run --folder {WORK}/export/diffusers --file {WORK}/export/tiny.safetensors")
 
     summary = summarise(train_seconds, time.monotonic() - started)
     (WORK / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -73,30 +53,25 @@ def main() -> None:
     print(f"\ncontact sheet: {WORK}/sheet.png and {WORK}/sheet.html\nsummary:       {WORK}/summary.json")
 
 
-def run(command: list[str]) -> None:
-    """Prints the command as a user would type it, runs it, and stops the demo if it fails."""
-    shown = command[1:] if command[0] == sys.executable else command
-    shown = shown[1:] if shown[:1] == ["-m"] else ["python", *shown]
-    print(f"\n$ {shlex.join(shown)}", flush=True)
-    done = subprocess.run(command, check=False)
+def start_afresh() -> None:
+    """Clears what an earlier demo left; stops if the folder is anything else."""
+    if WORK.exists() and not MARK.exists():
+        sys.exit(f"demo: {ROOT / WORK} exists and was not made by the demo; move it away")
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    MARK.touch()
+
+
+def run(command: str) -> float:
+    """Prints the command, runs it as typed, and returns its seconds; stops the demo if it fails."""
+    print(f"\n$ {command}", flush=True)
+    program, *arguments = shlex.split(command)
+    python = {"python": [sys.executable], "sumizome": [sys.executable, "-m", "sumizome"]}[program]
+    started = time.monotonic()
+    done = subprocess.run([*python, *arguments], check=False)
     if done.returncode:
         sys.exit(f"demo: that command ended with status {done.returncode}")
-
-
-def sample(name: str, *options: str) -> None:
-    run(
-        [
-            *sumizome,
-            "sample",
-            "--model",
-            f"{WORK}/run",
-            "--out",
-            f"{WORK}/samples/{name}",
-            "--batch-size",
-            "16",
-            *options,
-        ]
-    )
+    return time.monotonic() - started
 
 
 def summarise(train_seconds: float, total_seconds: float) -> dict[str, float | int]:
@@ -104,10 +79,10 @@ def summarise(train_seconds: float, total_seconds: float) -> dict[str, float | i
     records = metrics()
     speed = [record["images_per_second"] for record in records if "images_per_second" in record]
     return {
-        "black": round(brightness("black-pure"), 4),
-        "white": round(brightness("white-pure"), 4),
-        "black_finite_start": round(brightness("black-finite"), 4),
-        "white_finite_start": round(brightness("white-finite"), 4),
+        "black": brightness("pure", "black"),
+        "white": brightness("pure", "white"),
+        "black_finite_start": brightness("finite", "black"),
+        "white_finite_start": brightness("finite", "white"),
         "train_seconds": round(train_seconds, 1),
         "total_seconds": round(total_seconds, 1),
         "steps": records[-1]["step"],
@@ -119,12 +94,40 @@ def metrics() -> list[dict]:
     return [json.loads(line) for line in (WORK / "run/metrics.jsonl").read_text().splitlines()]
 
 
-def brightness(name: str) -> float:
-    """Mean over the pictures of a folder, 0 = black, 1 = white."""
-    values = [np.asarray(Image.open(path), dtype=np.float64).mean() / 255 for path in pictures(name)]
-    assert len(values) == SEEDS, f"{name}: {len(values)} pictures, expected {SEEDS}"
-    return float(np.mean(values))
+def brightness(start: str, color: str) -> float:
+    """Mean over a color's pictures, 0 = black, 1 = white."""
+    values = [np.asarray(Image.open(path), dtype=np.float64).mean() / 255 for path in extremes_of(start, color)]
+    return round(float(np.mean(values)), 4)
+
+
+def extremes_of(start: str, color: str) -> list[Path]:
+    """A color's pictures from pure noise ("pure") or from a finite sigma ("finite"), in the order of seeds."""
+    first = COLORS.index(color) * SEEDS
+    return pictures(start)[first : first + SEEDS]
 
 
 def pictures(name: str) -> list[Path]:
     return sorted((WORK / "samples" / name).glob("0*.png"))
+
+
+def sheet_data(summary: dict[str, float | int]) -> SheetData:
+    """What the contact sheet shows, from the run's own files."""
+    lines = Path("demo/prompts/characters.txt").read_text(encoding="utf-8").splitlines()
+    prompts = [line.split(" --")[0] for line in lines if line and not line.startswith("#")]
+    rows = []
+    for color in COLORS:
+        for start, note in (("pure", "from pure noise"), ("finite", f"from sigma {FINITE_SIGMA}")):
+            rows.append(ImageRow(f"“completely {color}”", extremes_of(start, color), note))
+    return SheetData(
+        title="Sumizome",
+        subtitle=f"A tiny SDXL (U-Net of 2.9 M parameters, a thousandth of SDXL's) after {summary['steps']} steps "
+        "on 4 000 drawn pictures",
+        pure_noise=rows,
+        pictures=[ImageRow("prompts", pictures("characters"), captions=prompts)],
+        validation=read_validation(WORK / "run/metrics.jsonl"),
+        summary={key: float(value) for key, value in summary.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

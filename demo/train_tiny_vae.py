@@ -38,9 +38,6 @@ FLAT_EVERY = 12
 """One crop in so many is a flat colour."""
 KL_WEIGHT = 1e-4
 """Per latent value, beside a reconstruction loss per pixel value."""
-LATENT_NOISE = 0.06
-"""Noise added to the latents while training, in standard deviations of their channel: what a diffusion model draws is
-never quite what the encoder would have given, and the decoder must not care."""
 AVERAGE_DECAY = 0.998
 ANCHOR = 4.0
 """The constant in the anchor channels; see `linear_start`."""
@@ -321,9 +318,7 @@ def train(
 
 def _step(vae: AutoencoderKL, pixels: Tensor, optimizer: torch.optim.Optimizer) -> float:
     posterior = vae.encode(pixels).latent_dist
-    latents = posterior.sample()
-    spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
-    output = vae.decode(latents + LATENT_NOISE * spread * torch.randn_like(latents)).sample
+    output = vae.decode(posterior.sample()).sample
     loss = reconstruction_loss(output, pixels) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

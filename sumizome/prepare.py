@@ -257,8 +257,8 @@ def _check_failures(unit: Unit, outcomes: Mapping[int, Outcome], share: float, c
         first = failed[0]
         raise DataError(
             f"{len(failed)} of {len(unit.rows)} pictures failed, first {first.path}: {first.reason}, {first.sentence} "
-            f"Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, if the pictures are "
-            "meant to be so, run `sumizome ingest` again"
+            f"Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, if the pictures "
+            "are meant to be so, run `sumizome ingest` again"
         )
 
 

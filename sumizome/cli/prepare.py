@@ -60,17 +60,18 @@ def run(command: Command) -> None:
 
     from sumizome.data.buckets import BucketConfig, bucket_report, bucket_table
     from sumizome.data.manifest import load_manifest
+
+    manifest = load_manifest(command.manifest)  # before the slow imports: a wrong path is told at once
+    buckets = BucketConfig(**{field.name: getattr(command, field.name) for field in fields(BucketConfig)})
+    table = bucket_table(buckets)
+
     from sumizome.device import choose_device
     from sumizome.models.sdxl import load_model
     from sumizome.prepare import PrepareConfig, prepare_latents
     from sumizome.prepare_unit import picture_sizes
 
     console = Console()
-    manifest = load_manifest(command.manifest)
-    buckets = BucketConfig(**{field.name: getattr(command, field.name) for field in fields(BucketConfig)})
-    _print_buckets(
-        console, bucket_report(picture_sizes(manifest.table), bucket_table(buckets), buckets.max_aspect_error)
-    )
+    _print_buckets(console, bucket_report(picture_sizes(manifest.table), table, buckets.max_aspect_error))
     vae = load_model(command.model, components=("vae",), device=choose_device(command.device)).vae
     assert vae is not None  # it was asked for
     config = PrepareConfig(buckets, batch_size=command.batch_size, decode_threads=command.decode_threads)

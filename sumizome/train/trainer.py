@@ -89,20 +89,23 @@ class Trainer:
                         started = time.perf_counter()
                         batches = next(batches_of_steps)
                         waited = time.perf_counter() - started
-                        self._train_step(batches)
-                        self.window.add_time(time.perf_counter() - started, waited)
+                        loss = self._train_step(batches)
+                        seconds = time.perf_counter() - started
+                        self.window.add_time(seconds, waited)
                         notes = self._after_step(metrics)
                         saved_at = self.steps_done if "checkpoint" in notes else saved_at
-                        yield self._report(batches, notes)
+                        epoch = max(max(batch.epochs) for batch in batches)
+                        yield StepReport(self.steps_done, epoch, loss, self._images_per_step / seconds, notes)
             except GeneratorExit:
                 if saved_at < self.steps_done:
                     self._save()
                 raise
 
-    def _train_step(self, batches: list[TrainBatch]) -> None:
-        """One optimizer step on the step's micro-batches. On a non-finite number nothing has changed.
+    def _train_step(self, batches: list[TrainBatch]) -> float:
+        """One optimizer step on the step's micro-batches; returns their unweighted loss.
 
-        Each micro-batch is the mean over its samples, and the step is the mean over its micro-batches.
+        A micro-batch is the mean over its samples, the step the mean over its micro-batches.
+        Raises: NonFiniteError, with nothing changed.
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -124,6 +127,7 @@ class Trainer:
         self.steps_done += 1
         self.ema.update(self.steps_done)
         self.window.add_step(losses, float(grad_norm), lr)
+        return float(torch.cat([loss.unweighted for loss in losses]).detach().mean())
 
     def _timesteps(self, batch: TrainBatch, index: int, micro_batches: int) -> Tensor:
         rows = len(batch.seeds)
@@ -136,6 +140,10 @@ class Trainer:
             self.steps_done,
             positions,
         )
+
+    @property
+    def _images_per_step(self) -> int:
+        return self.config.micro_batch_size * self.config.micro_batches_per_step
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -167,9 +175,8 @@ class Trainer:
         step, config = self.steps_done, self.config
         notes: list[str] = []
         if _due(step, config.log_every, config.steps):
-            images = config.micro_batch_size * config.micro_batches_per_step
-            record = self.window.summary(images, self.objective.schedule.num_timesteps)
-            metrics.write(step, {**record, "samples_seen": step * images})
+            record = self.window.summary(self._images_per_step, self.objective.schedule.num_timesteps)
+            metrics.write(step, {**record, "samples_seen": step * self._images_per_step})
             self.window = _Window()
         if config.validation.every and _due(step, config.validation.every, config.steps):
             losses = self._validate()
@@ -207,16 +214,6 @@ class Trainer:
         )
         write_checkpoint(directory, state)
         prune_checkpoints(directory, self.config.checkpoint.keep)
-
-    def _report(self, batches: list[TrainBatch], notes: tuple[str, ...]) -> StepReport:
-        images = sum(len(batch.sample_ids) for batch in batches)
-        return StepReport(
-            steps_done=self.steps_done,
-            epoch=max(max(batch.epochs) for batch in batches),
-            loss=self.window.last_loss,
-            images_per_second=images / self.window.last_seconds,
-            notes=notes,
-        )
 
 
 def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
@@ -320,21 +317,17 @@ class _Window:
     def __init__(self) -> None:
         self.steps = 0
         self.seconds = self.waited = 0.0
-        self.last_seconds = math.inf
-        self.last_loss = math.nan
         self.grad_norm = self.lr = 0.0
         self.losses: list[StepLoss] = []
 
     def add_step(self, losses: list[StepLoss], grad_norm: float, lr: float) -> None:
         self.steps += 1
         self.losses += [StepLoss(l.weighted.detach(), l.unweighted.detach(), l.timesteps) for l in losses]
-        self.last_loss = float(torch.cat([loss.unweighted for loss in losses]).detach().mean())
         self.grad_norm, self.lr = grad_norm, lr
 
     def add_time(self, seconds: float, waited: float) -> None:
         self.seconds += seconds
         self.waited += waited
-        self.last_seconds = seconds
 
     def summary(self, images_per_step: int, num_timesteps: int) -> dict[str, Any]:
         """The record of metrics.jsonl: means over the window, and the unweighted loss by tenth of the schedule."""
