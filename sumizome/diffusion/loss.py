@@ -51,9 +51,9 @@ class LossConfig:
     """Least weight where noise outweighs signal (snr < 1), so that the step from pure noise is trained.
     0 = the plain weighting, 0 at pure noise."""
     # Why 0.1. Plain MinSNR leaves t >= 900 with 0.03 % of the weight on SDXL's rescaled schedule; floors of 0.05, 0.1
-    # and 0.2 leave it 1.7, 3.3 and 5.8 %. A 0.2 M-parameter U-Net on 12×12 toy latents of 24 classes (800 steps, mean of
-    # two seeds) missed its classes' mean colour at t = 999 by 0.243 plain, 0.073, 0.056 and 0.047 with those floors;
-    # its loss at t = 300 rose by 0.5, 0.9 and 1.9 % (4.5 % for uniform). 0.1 is where the gain flattens.
+    # and 0.2 leave it 1.7, 3.3 and 5.8 %. A 0.28 M-parameter U-Net on toy latents (12×12, 24 classes, 800 steps, mean
+    # of two seeds) missed the mean colour of its class at t = 999 by 0.243 plain, 0.073, 0.056 and 0.047 with those
+    # floors; its loss at t = 300 rose by 0.5, 0.9 and 1.9 % (uniform: 4.5 %). 0.1 is where the gain flattens.
 
     def __post_init__(self) -> None:
         if not self.gamma > 0:
