@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sumizome import __version__
+from sumizome.files import write_atomically
 from sumizome.inference import PictureRequest, SamplingConfig
 from sumizome.settings import as_mapping
 
@@ -61,12 +62,12 @@ def _quoted(value: str) -> str:
 def write_png(
     image: Image.Image, path: Path, request: PictureRequest, model_name: str, zero_terminal_snr: bool
 ) -> None:
-    """Writes the picture with its settings inside, under a temporary name first."""
+    """Writes the picture with its settings inside.
+
+    Raises: DataError when it cannot be written.
+    """
     info = PngInfo()
     info.add_itxt("parameters", parameters_text(request, model_name, zero_terminal_snr))
     info.add_itxt("sumizome", json.dumps({"model": model_name, **as_mapping(request)}, ensure_ascii=False))
     info.add_text("Software", f"Sumizome {__version__}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    image.save(unfinished, format="PNG", pnginfo=info)
-    unfinished.replace(path)
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))

@@ -7,7 +7,6 @@ and started again leaves the same bytes as one that was not. A unit of about 2 0
 
 import contextlib
 import csv
-import fcntl
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +19,7 @@ from diffusers import AutoencoderKL
 
 from sumizome.data.buckets import RESIZE_VERSION, BucketConfig, Canvases, bucket_table
 from sumizome.data.ingest import available_cores
-from sumizome.data.manifest import Manifest, write_atomically
+from sumizome.data.manifest import Manifest
 from sumizome.data.shards import (
     CachePlan,
     Fingerprint,
@@ -34,6 +33,7 @@ from sumizome.data.shards import (
 )
 from sumizome.data.sources import Reject
 from sumizome.errors import ConfigError, DataError, ShardError
+from sumizome.files import hold_lock, write_atomically
 from sumizome.models.vae import latent_statistics, vae_digest, vae_factor
 from sumizome.prepare_unit import Outcome, Unit, encode_unit, frame_unit
 
@@ -174,18 +174,17 @@ def _check_out(out: Path, sources: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def _hold(out: Path) -> Iterator[None]:
-    """Holds the folder for this process; the kernel lets go of it however the process ends."""
+    """Holds the folder for this process, and clears what a killed one left."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a")
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ShardError(f"{out}: another process is preparing here; wait for it, or give another --out") from error
-        for leftover in (*out.glob(".*.tmp"), *(out / "units").glob(".*.tmp")):  # of a run that was killed
+
+    def refusal(holder: str) -> ShardError:
+        return ShardError(f"{out}: {holder} is preparing here; wait for it, or give another --out")
+
+    with hold_lock(out / ".lock", refusal):
+        for leftover in (*out.glob(".*.tmp"), *(out / "units").glob(".*.tmp")):
             leftover.unlink()
         yield
 

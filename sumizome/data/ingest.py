@@ -24,10 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from sumizome.data.images import WHITE, Colour, ImageRejected, read_image
-from sumizome.data.manifest import SCHEMA, Manifest, write_atomically, write_manifest
+from sumizome.data.manifest import SCHEMA, Manifest, write_manifest
 from sumizome.data.sources import ImageTask, Reject, printable, scan_source
 from sumizome.data.tags import ParsedTags, parse_tags
 from sumizome.errors import ConfigError, DataError
+from sumizome.files import write_atomically
 
 __all__ = ["IngestResult", "Progress", "available_cores", "ingest", "ingest_to", "rejects_path"]
 

@@ -5,11 +5,9 @@ Invariant: a manifest that loads is sound (types, ids, sizes, paths that stay be
 checks again. The columns stay Arrow: six million rows are a few buffers, not six million objects.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sumizome.data.images import MAX_SIDE, WHITE, Colour
-from sumizome.errors import DataError, ManifestError
+from sumizome.errors import ManifestError
+from sumizome.files import write_atomically
 
-__all__ = ["MANIFEST_VERSION", "SCHEMA", "Manifest", "load_manifest", "write_atomically", "write_manifest"]
+__all__ = ["MANIFEST_VERSION", "SCHEMA", "Manifest", "load_manifest", "write_manifest"]
 
 MANIFEST_VERSION = 1
 
@@ -120,36 +119,6 @@ def _seal(header: Mapping[str, Any], manifest: Manifest) -> str:
     """SHA-256 over header and rows: parquet notices many a flipped bit, and reads some as another tag or colour."""
     told = {key: value for key, value in header.items() if key != "seal"}
     return hashlib.sha256((json.dumps(told, sort_keys=True) + manifest.digest).encode()).hexdigest()
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` make a temporary file beside `path`, then puts it in the place of `path` in one step.
-
-    Raises: DataError: what the operating system said.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable; where a folder cannot be opened (Windows) there is nothing to do."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def load_manifest(path: Path) -> Manifest:

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float16
 from safetensors.numpy import save
 
-from sumizome.data.manifest import write_atomically
 from sumizome.data.sources import Reject
 from sumizome.errors import ShardError
+from sumizome.files import sha256_of, write_atomically
 
 __all__ = [
     "INDEX_SCHEMA",
@@ -230,7 +230,9 @@ def commit_unit(
         planned=len(plan.rows(unit)),
         written=len(latents),
         rejects=tuple(rejects),
-        files={path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in (shard_path, index_path)},
+        files={
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in (shard_path, index_path)
+        },
     )
     _write_json(record_path, asdict(record))
     return record
@@ -280,7 +282,7 @@ def verify_unit(root: Path, plan: CachePlan, unit: int, verify: Literal["full", 
                 f"{path} has {found} bytes, its record says {record.files[path.name]['bytes']}; {plan.remedy}"
             )
         # An index is small and steers everything: it is always verified whole.
-        if (verify == "full" or path.suffix == ".parquet") and _sha256(path) != record.files[path.name]["sha256"]:
+        if (verify == "full" or path.suffix == ".parquet") and sha256_of(path) != record.files[path.name]["sha256"]:
             raise ShardError(f"{path} is damaged: its SHA-256 is not the one in its record; {plan.remedy}")
     return record
 
@@ -315,11 +317,6 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _as_tuple(value: Any) -> Any:

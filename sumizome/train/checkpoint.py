@@ -6,7 +6,6 @@ without a manifest is never read, and nothing is unpickled. Training state is (w
 order, captions, crops, noise and timesteps follow from (seed, epoch, sample), see `sumizome.seeds`.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sumizome.errors import CheckpointError
+from sumizome.files import flush_to_disk, give_usual_mode, sha256_of
 
 __all__ = [
     "Checkpoint",
@@ -67,18 +67,19 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         for name in _TENSOR_FILES:
             tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(checkpoint, name).items()}
             save_file(tensors, unfinished / f"{name}.safetensors")
+            give_usual_mode(unfinished / f"{name}.safetensors")
         state = {"format": FORMAT_VERSION, "step": checkpoint.step, "facts": dict(checkpoint.facts)}
         (unfinished / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        digests = {path.name: _sha256(path) for path in sorted(unfinished.iterdir())}
+        digests = {path.name: sha256_of(path) for path in sorted(unfinished.iterdir())}
         for name in digests:
-            _flush(unfinished / name)
+            flush_to_disk(unfinished / name)
         (unfinished / "manifest.json").write_text(json.dumps({"sha256": digests}, indent=2) + "\n", encoding="utf-8")
-        _flush(unfinished / "manifest.json")
-        _flush(unfinished)
+        flush_to_disk(unfinished / "manifest.json")
+        flush_to_disk(unfinished)
         if final.exists():  # the same step written again: only after a fall-back past a damaged one
             shutil.rmtree(final)
         unfinished.rename(final)
-        _flush(directory)
+        flush_to_disk(directory)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
@@ -158,7 +159,7 @@ def verify_checkpoint(path: Path) -> None:
     for name, digest in expected.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: missing")
-        if _sha256(path / name) != digest:
+        if sha256_of(path / name) != digest:
             raise CheckpointError(f"{path / name}: its SHA-256 is not the one in manifest.json; the file is damaged")
 
 
@@ -182,17 +183,3 @@ def load_optimizer(
         parameter = parameters[name]
         # A fused optimizer wants its step counter on the parameter's device too.
         optimizer.state[parameter][moment] = value.to(parameter.device)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync of a file or a directory: a rename must not reach the disk before what it names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

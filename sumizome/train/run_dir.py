@@ -9,9 +9,7 @@ run_dir/config.toml        the resolved settings; `sumizome train run_dir/config
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import platform
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -23,6 +21,7 @@ from torch import nn
 
 from sumizome import __version__
 from sumizome.errors import CheckpointError, ConfigError
+from sumizome.files import hold_lock, write_atomically
 from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.settings import as_mapping, read_toml, to_toml
 from sumizome.train.checkpoint import latest_checkpoint
@@ -51,23 +50,18 @@ def is_run_dir(path: Path) -> bool:
 
 @contextlib.contextmanager
 def hold_run_dir(run_dir: Path) -> Iterator[None]:
-    """Holds the run directory for this process; the kernel lets go of it however the process ends.
+    """Holds the run directory for this process.
 
     Raises: CheckpointError when another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise CheckpointError(
-                f"{run_dir}: another trainer is at work here ({lock.read().strip() or 'unknown process'}); "
-                "wait for it, stop it, or choose another run_dir"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+
+    def refusal(holder: str) -> CheckpointError:
+        return CheckpointError(
+            f"{run_dir}: another trainer is at work here ({holder}); wait for it, stop it, or choose another run_dir"
+        )
+
+    with hold_lock(run_dir / ".lock", refusal):
         yield
 
 
@@ -79,7 +73,7 @@ def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
     path = config.run_dir / "config.toml"
     if path.exists():
         _check_unchanged(path, config)
-    path.write_text(to_toml(config), encoding="utf-8")
+    _write_text(path, to_toml(config))
     environment = {
         "sumizome": __version__,
         **{name: _version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
@@ -87,7 +81,11 @@ def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
         "platform": platform.platform(),
         **facts,
     }
-    (config.run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    _write_text(config.run_dir / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), failure=CheckpointError)
 
 
 def _version(package: str) -> str:

@@ -53,6 +53,7 @@ class StepLoss:
     unweighted: PerSample
     """The plain mean squared error, comparable between runs of different weights."""
     timesteps: Timesteps
+    """On the CPU."""
 
 
 def training_loss(
@@ -62,19 +63,18 @@ def training_loss(
 
     Source: report §2.1 (v target), §2.2 (schedule), §2.4 (weights), §4.2 (conditioning), §4.3 (tag weights).
     """
-    device = next(model.unet.parameters()).device
+    schedule, device = objective.schedule, model.unet.device
     latents = batch.latents.to(device)
     noise = draw_noise(batch.seeds, latents.shape[1:]).to(device)
-    timesteps = timesteps.to(device)
 
-    noised_latents = objective.schedule.add_noise(latents, noise, timesteps)
-    alphas_cumprod = objective.schedule.alphas_cumprod.to(device)[timesteps]
-    target = training_target(objective.prediction_type, latents, noise, alphas_cumprod)
+    # Timesteps stay on the CPU with the schedule's tables: looking them up from a GPU would wait for it.
+    noised_latents = schedule.add_noise(latents, noise, timesteps)
+    target = training_target(objective.prediction_type, latents, noise, schedule.alphas_cumprod_of(timesteps))
 
     conditioning = condition(model, batch, max_chunks)
-    model_output = apply_unet(model.unet, noised_latents, timesteps, conditioning)
+    model_output = apply_unet(model.unet, noised_latents, timesteps.to(device), conditioning)
 
-    weighted, unweighted = objective.loss(model_output.float(), target, timesteps, batch.tag_weight.to(device))
+    weighted, unweighted = objective.loss(model_output.float(), target, timesteps, batch.tag_weight)
     return StepLoss(weighted, unweighted, timesteps)
 
 

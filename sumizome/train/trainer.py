@@ -332,7 +332,7 @@ class _Window:
     def summary(self, images_per_step: int, num_timesteps: int) -> dict[str, Any]:
         """The record of metrics.jsonl: means over the window, and the unweighted loss by tenth of the schedule."""
         unweighted = torch.cat([loss.unweighted for loss in self.losses]).cpu()
-        timesteps = torch.cat([loss.timesteps for loss in self.losses]).cpu()
+        timesteps = torch.cat([loss.timesteps for loss in self.losses])
         deciles = timesteps * _DECILES // num_timesteps
         by_timestep = {
             f"{int(d) * num_timesteps // _DECILES}": float(unweighted[deciles == d].mean()) for d in deciles.unique()

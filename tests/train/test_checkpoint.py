@@ -91,7 +91,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones_and_nothing_half(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_flush", full)
+    monkeypatch.setattr(module, "flush_to_disk", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         write_checkpoint(tmp_path, made(2))
     monkeypatch.undo()

@@ -1,0 +1,75 @@
+"""Files that are whole or not there: atomic writes, digests, locks. The one home of fsync, rename and flock."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from sumizome.errors import DataError, SumizomeError
+
+__all__ = ["flush_to_disk", "give_usual_mode", "hold_lock", "sha256_of", "write_atomically"]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, failure: type[SumizomeError] = DataError) -> None:
+    """Lets `write` make a temporary file beside `path`, then puts it in the place of `path` in one step.
+
+    Raises: `failure`: what the operating system said.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        give_usual_mode(temporary)
+        flush_to_disk(temporary)
+        temporary.replace(path)
+        flush_to_disk(path.parent)
+    except OSError as error:
+        raise failure(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync of a file or a folder: a rename must not reach the disk before what it names."""
+    if path.is_dir() and os.name != "posix":
+        return  # Windows cannot open a folder; its renames are journalled
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Permissions as any new file has them: safetensors writes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, refusal: Callable[[str], SumizomeError]) -> Iterator[IO[str]]:
+    """Holds the lock file for this process; the kernel lets go of it however the process ends.
+
+    The file says who holds it. Raises: `refusal(holder)` when another process does.
+    """
+    with path.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise refusal(lock.read().strip() or "an unknown process") from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        lock.flush()
+        yield lock
