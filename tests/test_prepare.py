@@ -404,7 +404,7 @@ def test_another_vae_or_manifest_over_finished_latents_is_refused(
 def test_two_at_once_do_not_meet(manifest: Manifest, vae: AutoencoderKL, tmp_path: Path) -> None:
     first = prepare_latents(manifest, vae, tmp_path / "out", CONFIG)
     next(first)
-    with pytest.raises(ShardError, match="another process"):
+    with pytest.raises(ShardError, match="is preparing here"):
         finish(manifest, vae, tmp_path / "out")
     first.close()
     finish(manifest, vae, tmp_path / "out")

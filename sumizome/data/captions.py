@@ -34,8 +34,8 @@ class CaptionConfig:
     caption_dropout: float = 0.1
     """probability of an empty caption; 0.1, as SDXL was trained: guidance needs a model that knows the empty prompt"""
     order: tuple[str, ...] = (PEOPLE, "character", "copyright")
-    """groups of tags that come first, in this sequence, the rest after them: `people` (1girl, 2boys, no humans) and
-    tag categories; the default is the order in which people write prompts. Shuffling stays within a group"""
+    """groups of tags that come first, in this sequence: `people` (1girl, 2boys, no humans) and tag categories.
+    The default is the order in which people write prompts. Shuffling stays within a group"""
     separator: str = ", "
     """between tags; contains a comma, because long captions are cut into chunks at commas"""
 

@@ -149,8 +149,8 @@ class TagWeightConfig:
     """How far the loss of an image follows the rarity of its tags. Source: report §4.3; formula and bounds are ours."""
 
     strength: float = 0.0
-    """exponent s of (typical count / tag's count)^s: 0 = off (the default: an effect to choose, not to inherit),
-    0.5 = a tag four times as common as typical weighs half, 1 = in inverse proportion"""
+    """exponent s of (typical count / tag's count)^s; 0 = off: an effect to choose, not to inherit.
+    0.5: a tag four times as common as typical weighs half. 1: in inverse proportion"""
     min_weight: float = 0.5
     """the least weight of an image's loss, (0, 1]; 0.5: no image trains at less than half of its share"""
     max_weight: float = 2.0

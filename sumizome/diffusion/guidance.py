@@ -24,8 +24,8 @@ class GuidanceConfig:
     """1 = off. The report finds 3.5 to 5 right for zero terminal SNR, where older models need 7.5."""
 
     guidance_rescale: float = 0.0
-    """φ in 0 … 1: how far the guided velocity's standard deviation is brought back to the conditional one's, against
-    burnt contrast. 0 = off, the report's setting; other programs use 0.7 for such models."""
+    """φ in 0 … 1, against burnt contrast: how far the guided velocity's spread is brought back to the conditional's.
+    0 = off, the report's setting; other programs use 0.7 for such models."""
 
     skip_above_sigma: float | None = None
     """Above this sigma only the prompt is used, unguided: more varied compositions. None = never skip; 19 is usual."""

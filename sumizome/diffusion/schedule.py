@@ -48,8 +48,8 @@ class ScheduleConfig:
     """SDXL's scaled-linear betas, ended at pure noise or left as they were."""
 
     zero_terminal_snr: bool = True
-    """Rescale so that the last timestep is pure noise. False is SDXL's own schedule, which stops at sigma 14.6 and
-    leaves the mean brightness of the picture readable in the noise."""
+    """Rescale so that the last timestep is pure noise.
+    Off is SDXL's own schedule: it stops at sigma 14.6, where the picture's mean brightness can still be read."""
 
     beta_start: float = 0.00085
     """First beta. SDXL's value."""
