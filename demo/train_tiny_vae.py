@@ -36,8 +36,10 @@ CROPS = ((0.0, 32), (0.6, 48))
 """(share of the training time, side of a crop in px): small crops see more pictures, larger ones fewer borders."""
 FLAT_EVERY = 12
 """One crop in so many is a flat colour."""
-KL_WEIGHT = 1e-4
-"""Per latent value, beside a reconstruction loss per pixel value."""
+LATENT_NOISE = 0.1
+"""Added to the latents while the decoder learns, in units of each channel's deviation: a U-Net's latents are not exact."""
+DETAIL_DEVIATION = 0.7
+"""Of the fourth channel (a gradient within the patch) after normalisation, where the three colours have 1."""
 AVERAGE_DECAY = 0.998
 ANCHOR = 4.0
 """The constant in the anchor channels; see `linear_start`."""
@@ -263,8 +265,10 @@ def latent_moments(vae: AutoencoderKL, pictures: list[Tensor]) -> tuple[list[flo
 
 
 def write_asset(vae: AutoencoderKL, pictures: list[Tensor], path: Path) -> None:
-    """float16 weights whose latents, times the scaling factor, have mean 0 and variance 1 a channel; atomically."""
-    folded = fold_latent_statistics(copy.deepcopy(vae), *latent_moments(vae, pictures))
+    """float16 weights whose latents, times the scaling factor, have mean 0 and deviation 1 (DETAIL_DEVIATION); atomically."""
+    mean, deviation = latent_moments(vae, pictures)
+    deviation[-1] /= DETAIL_DEVIATION
+    folded = fold_latent_statistics(copy.deepcopy(vae), mean, deviation)
     state = {name: tensor.half().contiguous() for name, tensor in folded.state_dict().items()}
     temporary = path.with_suffix(".tmp")
     save_file(state, temporary, {"format": "pt", "trained_by": "demo/train_tiny_vae.py"})
@@ -290,12 +294,16 @@ def train(
     held_out = {name: pictures[::40] for name, pictures in folders.items()}
     pictures = [p for pictures in folders.values() for k, p in enumerate(pictures) if k % 40]
     vae = AutoencoderKL(**tiny_vae_config()).train().to(memory_format=torch.channels_last)
+    for frozen in (vae.encoder, vae.quant_conv):
+        frozen.requires_grad_(False)
     if start_from:
         vae.load_state_dict({name: tensor.float() for name, tensor in load_file(start_from).items()})
     else:
         linear_start(vae, patch_components(pictures), torch.Generator().manual_seed(seed))
     average = copy.deepcopy(vae).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    deviation = torch.tensor(latent_moments(vae, pictures[::8])[1])
+    learned = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
     start = last = time.perf_counter()
     step, running = 0, 0.0
     _report(average, held_out, step, running, 0.0)
@@ -304,7 +312,7 @@ def train(
             group["lr"] = lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * share) + 0.005)
         side = max(side for begin, side in CROPS if share >= begin)
         pixels = random_crops(pictures, batch, side, rng).contiguous(memory_format=torch.channels_last)
-        loss = _step(vae, pixels, optimizer)
+        loss = _step(vae, pixels, deviation, optimizer)
         step += 1
         _follow(average, vae, min(AVERAGE_DECAY, step / (step + 20)))
         running += (loss - running) / min(step, 50)
@@ -316,10 +324,11 @@ def train(
     write_asset(average, pictures[::2], out)
 
 
-def _step(vae: AutoencoderKL, pixels: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    posterior = vae.encode(pixels).latent_dist
-    output = vae.decode(posterior.sample()).sample
-    loss = reconstruction_loss(output, pixels) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+def _step(vae: AutoencoderKL, pixels: Tensor, deviation: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode()
+    noise = LATENT_NOISE * deviation.float()[:, None, None] * torch.randn_like(latents)
+    loss = reconstruction_loss(vae.decode(latents + noise).sample, pixels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -26,7 +26,8 @@ from sumizome.errors import ExportError
 from sumizome.export import ModelCard, write_diffusers_folder, write_single_file
 from sumizome.models.architecture import clip_config, unet_config, vae_config
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
-from sumizome.models.sdxl import SDXLModel, build_network, load_model, model_digest
+from sumizome.models.networks import build_network
+from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 from sumizome.models.text_encoding import encode_prompts, tokenize
 from sumizome.models.tiny import build_tiny_model
 from sumizome.models.vae import decode_latents, latent_statistics

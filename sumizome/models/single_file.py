@@ -1,276 +1,148 @@
-"""SDXL's original single-file layout and the names that diffusers and transformers use, as one table of rules.
+"""A model as one safetensors file in SDXL's original layout: what is read from one, and what marks one.
 
-Owns the correspondence of names and of tensor layouts, both ways, for any number of levels and layers; and the
-inference of configurations from a file's shapes. It builds no modules. A `KeyRule` joins one original tensor
-with the native tensors that it holds (three where OpenCLIP fuses q, k and v). Native names are "component.name"
-with the folder names of diffusers (unet, vae, text_encoder, text_encoder_2) and without transformers 4's
-"text_model." prefix.
+Owns the inference of configurations from a file's shapes, and the marker tensors and metadata by which programs know
+what the U-Net predicts, both ways. Names and tensor layouts are `key_map`'s, the commit is `export`'s.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sumizome.diffusion.prediction import PredictionType
-from sumizome.errors import ModelError
-from sumizome.models.architecture import (
-    Config,
-    clip_config,
-    time_id_dim,
-    unet_config,
-    vae_config,
-)
+from sumizome.diffusion.schedule import COMFYUI_TERMINAL_ALPHA_CUMPROD, ScheduleConfig, build_noise_schedule
+from sumizome.errors import ExportError, ModelError
+from sumizome.models.architecture import Config, clip_config, time_id_dim, unet_config, vae_config
+from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, from_original, key_rules, to_original
+from sumizome.models.networks import native_state
+from sumizome.models.tensor_file import TensorFile, open_tensor_file
 
 __all__ = [
-    "COMPONENT_PREFIXES",
-    "KeyRule",
-    "from_original",
+    "SingleFile",
     "infer_configs",
-    "key_rules",
+    "open_single_file",
+    "prediction_markers",
+    "prediction_metadata",
     "prediction_of",
-    "to_original",
 ]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-COMPONENT_PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "conditioner.embedders.0.transformer.text_model.",
-    "text_encoder_2": "conditioner.embedders.1.model.",
-}
-"""Where each component stands in an original file."""
+_OTHER_KINDS = (
+    ("cond_stage_model.", "a Stable Diffusion 1 or 2 checkpoint"),
+    ("conditioner.embedders.0.model.", "the SDXL refiner"),
+    ("lora_", "a LoRA, not a model"),
+    ("joint_blocks.", "a Stable Diffusion 3 model"),
+    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 model"),
+    ("double_blocks.", "a Flux model"),
+    ("model.diffusion_model.double_blocks.", "a Flux model"),
+    ("input_blocks.", "a bare U-Net without VAE and text encoders"),
+    ("down_blocks.", "one network of a diffusers folder: give the folder that holds model_index.json"),
+)
 
 
 @dataclass(frozen=True)
-class KeyRule:
-    """One tensor of the original layout and the native tensors that it holds.
+class SingleFile:
+    """An opened file: a source of configurations and tensors for `sdxl.load_model`."""
 
-    layout: same; transposed (OpenCLIP's projection multiplies from the other side); fused (q, k, v stacked along the
-    rows); pointwise (a 1×1 convolution where diffusers has a linear layer).
-    """
+    path: Path
+    file: TensorFile
+    configs: Mapping[str, Config]
 
-    original: str
-    native: tuple[str, ...]
-    layout: Literal["same", "transposed", "fused", "pointwise"] = "same"
+    def config(self, name: str) -> Config:
+        """The network's configuration. Raises: ModelError if the file does not hold that network."""
+        if name not in self.configs:
+            held = ", ".join(self.configs) or "none of SDXL's networks"
+            raise ModelError(
+                f"{self.path} has no {name} (no {NETWORK_PREFIXES[name]}* tensors), only {held}. Use the full "
+                "checkpoint, or a diffusers folder that holds every network."
+            )
+        return self.configs[name]
 
+    def tensors(self, name: str, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """The network's tensors by native names, one at a time; foreign ones come last, under their own names."""
+        prefix = NETWORK_PREFIXES[name]
+        state = {f"{name}.{key}": tensor for key, tensor in native_state(network).items()}
+        remaining = {key for key in self.file.shapes if key.startswith(prefix)}
+        for rule in key_rules(name, native_state(network)):
+            if rule.original in remaining:
+                remaining.remove(rule.original)
+                self._check_shape(rule, tuple(to_original(rule, state).shape))
+                for native, tensor in from_original(rule, self.file.read(rule.original)).items():
+                    yield native.removeprefix(f"{name}."), tensor
+        for key in sorted(remaining):
+            yield key.removeprefix(prefix), self.file.read(key)
 
-def to_original(rule: KeyRule, native: Mapping[str, Tensor]) -> Tensor:
-    """The original file's tensor, contiguous."""
-    tensors = [native[name] for name in rule.native]
-    match rule.layout:
-        case "fused":
-            return torch.cat(tensors)
-        case "transposed":
-            return tensors[0].T.contiguous()
-        case "pointwise":
-            return tensors[0][:, :, None, None].contiguous()
-    return tensors[0].contiguous()
+    def _check_shape(self, rule: KeyRule, expected: tuple[int, ...]) -> None:
+        found = self.file.shapes[rule.original]
+        # Old VAE files hold linear layers where the layout has 1×1 convolutions.
+        if found != expected and not (rule.layout == "pointwise" and found == expected[:2]):
+            raise ModelError(
+                f"{self.path}: {rule.original} has shape {found}, expected {expected}. "
+                "It is no SDXL model, or one whose architecture was changed."
+            )
 
-
-def from_original(rule: KeyRule, tensor: Tensor) -> dict[str, Tensor]:
-    """The native tensors in an original file's tensor; the inverse of `to_original`."""
-    match rule.layout:
-        case "fused":
-            return dict(zip(rule.native, tensor.chunk(3), strict=True))
-        case "transposed":
-            return {rule.native[0]: tensor.T}
-        case "pointwise":
-            # Old VAE files hold linear layers here already.
-            return {rule.native[0]: tensor.reshape(tensor.shape[:2])}
-    return {rule.native[0]: tensor}
-
-
-def key_rules(component: str, native_keys: Iterable[str]) -> list[KeyRule]:
-    """The rules of one component's state: every native key (without "component.") is in exactly one rule."""
-    keys = list(native_keys)
-    rename = _RULES[component]
-    prefix = COMPONENT_PREFIXES[component]
-    rules = {}
-    for original, native, layout in rename(keys):
-        rules[original] = KeyRule(prefix + original, tuple(f"{component}.{name}" for name in native), layout)
-    return list(rules.values())
+    def prediction(self) -> tuple[PredictionType, ScheduleConfig]:
+        """What the file's markers and metadata say."""
+        stated, zero_terminal_snr = prediction_of(self.file.shapes, self.file.metadata)
+        return stated, ScheduleConfig(zero_terminal_snr=zero_terminal_snr)
 
 
-_Named = Iterable[tuple[str, tuple[str, ...], Literal["same", "transposed", "fused", "pointwise"]]]
-
-
-# --- U-Net -----------------------------------------------------------------------------------------------------------
-
-_UNET_STEMS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-_UNET_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-
-
-def _unet_rules(keys: list[str]) -> _Named:
-    layers = 1 + max(int(key.split(".")[3]) for key in keys if key.startswith("down_blocks.0.resnets."))
-    attending = {key.split(".")[1] for key in keys if re.match(r"up_blocks\.\d+\.attentions\.", key)}
-    return ((_unet_name(key, layers, attending), (key,), "same") for key in keys)
-
-
-def _unet_name(key: str, layers: int, attending: set[str]) -> str:
-    """The original name. Input blocks are numbered through: conv_in, then `layers` and a downsampling a level."""
-    match key.split("."):
-        case ["down_blocks", level, "downsamplers", "0", "conv", leaf]:
-            return f"input_blocks.{(int(level) + 1) * (layers + 1)}.0.op.{leaf}"
-        case ["down_blocks", level, kind, layer, *inner]:
-            block = 1 + int(level) * (layers + 1) + int(layer)
-            return f"input_blocks.{block}.{_unet_inner(kind, inner)}"
-        case ["mid_block", "resnets", layer, *inner]:
-            return f"middle_block.{2 * int(layer)}.{_unet_inner('resnets', inner).removeprefix('0.')}"
-        case ["mid_block", "attentions", "0", *inner]:
-            return f"middle_block.1.{'.'.join(inner)}"
-        case ["up_blocks", level, "upsamplers", "0", "conv", leaf]:
-            block = int(level) * (layers + 1) + layers
-            return f"output_blocks.{block}.{2 if level in attending else 1}.conv.{leaf}"
-        case ["up_blocks", level, kind, layer, *inner]:
-            block = int(level) * (layers + 1) + int(layer)
-            return f"output_blocks.{block}.{_unet_inner(kind, inner)}"
-    stem, leaf = key.rsplit(".", 1)
-    return f"{_UNET_STEMS[stem]}.{leaf}"
-
-
-def _unet_inner(kind: str, inner: list[str]) -> str:
-    if kind == "attentions":
-        return ".".join(["1", *inner])
-    return ".".join(["0", _UNET_RESNET[inner[0]], *inner[1:]])
-
-
-# --- VAE -------------------------------------------------------------------------------------------------------------
-
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
-
-
-def _vae_rules(keys: list[str]) -> _Named:
-    levels = 1 + max(int(key.split(".")[2]) for key in keys if key.startswith("decoder.up_blocks."))
-    for key in keys:
-        projects = ".attentions." in key and ".group_norm." not in key and key.endswith(".weight")
-        yield _vae_name(key, levels), (key,), "pointwise" if projects else "same"
-
-
-def _vae_name(key: str, levels: int) -> str:
-    """The original name. The original decoder numbers its levels from the finest, diffusers from the coarsest."""
-    match key.split("."):
-        case [half, "down_blocks" | "up_blocks" as blocks, level, kind, layer, *inner]:
-            way = blocks.removesuffix("_blocks")
-            number = int(level) if way == "down" else levels - 1 - int(level)
-            if kind == "resnets":
-                return f"{half}.{way}.{number}.block.{layer}.{_vae_inner(inner)}"
-            return f"{half}.{way}.{number}.{way}sample.{'.'.join(inner)}"
-        case [half, "mid_block", "resnets", layer, *inner]:
-            return f"{half}.mid.block_{int(layer) + 1}.{_vae_inner(inner)}"
-        case [half, "mid_block", "attentions", "0", part, *inner]:
-            return f"{half}.mid.attn_1.{_VAE_ATTENTION[part]}.{inner[-1]}"
-    return key.replace(".conv_norm_out.", ".norm_out.")
-
-
-def _vae_inner(inner: list[str]) -> str:
-    return ".".join(inner).replace("conv_shortcut.", "nin_shortcut.")
-
-
-# --- text encoders ---------------------------------------------------------------------------------------------------
-
-_OPENCLIP_STEMS = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
-_OPENCLIP_LAYER = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-
-
-def _same_rules(keys: list[str]) -> _Named:
-    return ((key, (key,), "same") for key in keys)
-
-
-def _openclip_rules(keys: list[str]) -> _Named:
-    for key in keys:
-        if key == "text_projection.weight":
-            yield "text_projection", (key,), "transposed"
-        elif key in _OPENCLIP_STEMS:
-            yield _OPENCLIP_STEMS[key], (key,), "same"
-        else:
-            _, _, layer, inner = key.split(".", 3)
-            part, leaf = inner.rsplit(".", 1)
-            block = f"transformer.resblocks.{layer}"
-            if part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
-                fused = tuple(f"encoder.layers.{layer}.self_attn.{name}_proj.{leaf}" for name in "qkv")
-                yield f"{block}.attn.in_proj_{leaf}", fused, "fused"
-            else:
-                yield f"{block}.{_OPENCLIP_LAYER[part]}.{leaf}", (key,), "same"
-
-
-_RULES: dict[str, Callable[[list[str]], _Named]] = {
-    "unet": _unet_rules,
-    "vae": _vae_rules,
-    "text_encoder": _same_rules,
-    "text_encoder_2": _openclip_rules,
-}
+def open_single_file(path: Path) -> SingleFile:
+    """The file at `path`. Raises: ModelError if it is damaged or pickled, or a model of another kind."""
+    file = open_tensor_file(path)
+    for prefix, kind in _OTHER_KINDS:
+        if any(name.startswith(prefix) for name in file.shapes):
+            raise ModelError(f"{path} is not a whole SDXL model but {kind}.")
+    try:
+        prediction_of(file.shapes, file.metadata)
+        return SingleFile(path, file, infer_configs(file.shapes))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 # --- configurations from shapes --------------------------------------------------------------------------------------
 
 
 def infer_configs(shapes: Shapes) -> dict[str, Config]:
-    """The configuration of each component that the file has, read from its tensors' shapes.
+    """The configuration of each network that the file has, read from its tensors' shapes.
 
     Numbers that shapes do not show follow `architecture`'s rules. That every tensor fits is checked when they
     are loaded.
 
-    Raises: ModelError if the tensors of a component are not those of its architecture.
+    Raises: ModelError if the tensors of a network are not those of its architecture.
     """
     configs = {}
-    for component, prefix in COMPONENT_PREFIXES.items():
+    for network, prefix in NETWORK_PREFIXES.items():
         own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         if not own:
             continue
         try:
-            configs[component] = _INFER[component](own)
-        except (KeyError, IndexError, ValueError) as error:
-            raise ModelError(
-                f"the tensors under {prefix}* are not those of SDXL's {component}: {error} was not found."
-            ) from error
+            configs[network] = _INFER[network](own)
+        except KeyError as error:
+            raise ModelError(f"the tensors under {prefix}* are not SDXL's {network}: {error} is missing.") from error
+        except (IndexError, ValueError) as error:
+            raise ModelError(f"the tensors under {prefix}* are not SDXL's {network}: {error}.") from error
     return configs
 
 
 def _infer_unet(shapes: Shapes) -> Config:
-    downsamplings = [int(key.split(".")[1]) for key in shapes if re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", key)]
-    layers = min(downsamplings, default=0) - 1
+    blocks = range(_count(shapes, r"input_blocks\.(\d+)\."))
+    downsamplings = [block for block in blocks if f"input_blocks.{block}.0.op.weight" in shapes]
+    layers = min(downsamplings) - 1
     starts = [1 + level * (layers + 1) for level in range(len(downsamplings) + 1)]
     channels = tuple(shapes[f"input_blocks.{start}.0.out_layers.3.weight"][0] for start in starts)
     depths = tuple(_count(shapes, rf"input_blocks\.{start}\.1\.transformer_blocks\.(\d+)\.") for start in starts)
-    context = next(shape[1] for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight"))
-    time_ids = time_id_dim(max(channels))
+    features = time_id_dim(max(channels))
     return unet_config(
         block_out_channels=channels,
         transformer_layers=depths,
         layers_per_block=layers,
-        cross_attention_dim=context,
-        pooled_dim=shapes["label_emb.0.0.weight"][1] - 6 * time_ids,
+        cross_attention_dim=shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+        pooled_dim=shapes["label_emb.0.0.weight"][1] - 6 * features,
     )
 
 
@@ -311,7 +183,11 @@ _INFER: dict[str, Callable[[Shapes], Config]] = {
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    return 1 + max((int(match[1]) for key in shapes if (match := re.match(pattern, key))), default=-1)
+    """How many blocks there are; numbers with gaps would let a small file ask for a network of any size."""
+    numbers = {int(match[1]) for key in shapes if (match := re.match(pattern, key))}
+    if numbers != set(range(len(numbers))):
+        raise ValueError(f"blocks {sorted(numbers)[:9]} are not numbered from 0 on")
+    return len(numbers)
 
 
 # --- what the U-Net was trained to predict ---------------------------------------------------------------------------
@@ -337,3 +213,37 @@ def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[Pr
     if stated in ("v", "v-zsnr", "v_prediction"):
         return "v_prediction", "zsnr" in stated
     return "epsilon", False
+
+
+def prediction_markers(prediction_type: PredictionType, schedule_config: ScheduleConfig) -> dict[str, Tensor]:
+    """The marker tensors of a file with such a U-Net; `prediction_of` reads them back.
+
+    Raises: ExportError for what the layout has no mark for.
+    """
+    if prediction_type == "sample":
+        raise ExportError("the single-file layout has no mark for prediction type sample: export a diffusers folder.")
+    if schedule_config.zero_terminal_snr and prediction_type != "v_prediction":
+        raise ExportError("the single-file layout marks zero terminal SNR only for v_prediction (ztsnr needs v_pred).")
+    if schedule_config != ScheduleConfig(zero_terminal_snr=schedule_config.zero_terminal_snr):
+        raise ExportError("the single-file layout cannot hold betas other than SDXL's: export a diffusers folder.")
+    markers = {}
+    if prediction_type == "v_prediction":
+        markers["v_pred"] = torch.tensor([])
+    if schedule_config.zero_terminal_snr:
+        markers["ztsnr"] = torch.tensor([])
+        # stable-diffusion.cpp reads this table instead of the mark; all the others ignore it.
+        schedule = build_noise_schedule(schedule_config)
+        table = schedule.with_terminal_alpha_cumprod(COMFYUI_TERMINAL_ALPHA_CUMPROD).alphas_cumprod
+        markers["alphas_cumprod"] = table.float()
+    return markers
+
+
+def prediction_metadata(prediction_type: PredictionType, schedule_config: ScheduleConfig) -> dict[str, str]:
+    """The same as metadata: ModelSpec's key, which SwarmUI reads, and the bare one, which qDiffusion reads.
+
+    `v-zsnr` is no value of the specification; given plain "v", SwarmUI switches zero terminal SNR off.
+    """
+    if prediction_type != "v_prediction":
+        return {"modelspec.prediction_type": "epsilon", "prediction_type": "epsilon"}
+    stated = "v-zsnr" if schedule_config.zero_terminal_snr else "v"
+    return {"modelspec.prediction_type": stated, "prediction_type": "v"}

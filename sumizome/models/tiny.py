@@ -11,7 +11,8 @@ from torch import nn
 
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.models.architecture import Config, clip_config, unet_config, vae_config
-from sumizome.models.sdxl import SDXLModel, build_network
+from sumizome.models.networks import build_network
+from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tensor_file import open_tensor_file
 
 __all__ = ["build_tiny_model", "tiny_unet_config", "tiny_vae_config"]

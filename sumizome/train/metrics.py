@@ -6,10 +6,17 @@ After a resume the file holds each step once: lines beyond the checkpoint are cu
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Metrics", "read_metrics"]
+import torch
+
+from sumizome.train.step import StepLoss
+
+__all__ = ["Metrics", "Window", "read_metrics"]
+
+_DECILES = 10
 
 
 class Metrics:
@@ -77,3 +84,42 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and math.isfinite(value):
             yield f"{prefix}{name}", float(value)
+
+
+class Window:
+    """Sums over the steps since the last record. Losses are summed on the device and fetched once."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = self.waited = 0.0
+        self.grad_norm = self.lr = 0.0
+        self.losses: list[StepLoss] = []
+
+    def add_step(self, losses: list[StepLoss], grad_norm: float, lr: float) -> None:
+        self.steps += 1
+        # Detached: a graph that a metric holds on to is a memory leak.
+        self.losses += [replace(l, weighted=l.weighted.detach(), unweighted=l.unweighted.detach()) for l in losses]
+        self.grad_norm, self.lr = grad_norm, lr
+
+    def add_time(self, seconds: float, waited: float) -> None:
+        self.seconds += seconds
+        self.waited += waited
+
+    def summary(self, images_per_step: int, num_timesteps: int) -> dict[str, Any]:
+        """The record of metrics.jsonl: means over the window, and the unweighted loss by tenth of the schedule."""
+        unweighted = torch.cat([loss.unweighted for loss in self.losses]).cpu()
+        timesteps = torch.cat([loss.timesteps for loss in self.losses])
+        deciles = timesteps * _DECILES // num_timesteps
+        by_timestep = {
+            f"{int(d) * num_timesteps // _DECILES}": float(unweighted[deciles == d].mean()) for d in deciles.unique()
+        }
+        return {
+            "loss": float(unweighted.mean()),
+            "weighted_loss": float(torch.cat([loss.weighted for loss in self.losses]).mean()),
+            "loss_by_timestep": by_timestep,
+            "captions_cut": sum(loss.captions_cut for loss in self.losses),
+            "grad_norm": self.grad_norm,
+            "lr": self.lr,
+            "images_per_second": self.steps * images_per_step / self.seconds if self.seconds else 0.0,
+            "data_wait": self.waited / self.seconds if self.seconds else 0.0,
+        }

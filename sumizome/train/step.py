@@ -54,6 +54,8 @@ class StepLoss:
     """The plain mean squared error, comparable between runs of different weights."""
     timesteps: Timesteps
     """On the CPU."""
+    captions_cut: int = 0
+    """Captions whose end did not fit into the chunks."""
 
 
 def training_loss(
@@ -71,18 +73,19 @@ def training_loss(
     noised_latents = schedule.add_noise(latents, noise, timesteps)
     target = training_target(objective.prediction_type, latents, noise, schedule.alphas_cumprod_of(timesteps))
 
-    conditioning = condition(model, batch, max_chunks)
+    conditioning, captions_cut = condition(model, batch, max_chunks)
     model_output = apply_unet(model.unet, noised_latents, timesteps.to(device), conditioning)
 
     weighted, unweighted = objective.loss(model_output.float(), target, timesteps, batch.tag_weight)
-    return StepLoss(weighted, unweighted, timesteps)
+    return StepLoss(weighted, unweighted, timesteps, captions_cut)
 
 
-def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> UNetConditioning:
-    """The batch's captions and sizes as the U-Net takes them."""
+def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> tuple[UNetConditioning, int]:
+    """The batch's captions and sizes as the U-Net takes them, and how many captions did not fit whole."""
     tokens = tokenize(batch.captions, max_chunks)
     prompt_embeds, pooled_prompt_embeds = encode_prompts(model.text_encoders, tokens.input_ids)
-    return UNetConditioning(prompt_embeds, pooled_prompt_embeds, batch.time_ids.to(prompt_embeds.device))
+    conditioning = UNetConditioning(prompt_embeds, pooled_prompt_embeds, batch.time_ids.to(prompt_embeds.device))
+    return conditioning, sum(map(bool, tokens.dropped))
 
 
 def draw_noise(seeds: Int[Tensor, " b"], shape: tuple[int, ...]) -> Latents:

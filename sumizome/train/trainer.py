@@ -34,7 +34,7 @@ from sumizome.train.checkpoint import (
 )
 from sumizome.train.config import TrainConfig
 from sumizome.train.ema import Ema
-from sumizome.train.metrics import Metrics
+from sumizome.train.metrics import Metrics, Window
 from sumizome.train.optim import apply_lr, build_optimizer, lr_factor
 from sumizome.train.preview import write_preview
 from sumizome.train.run_dir import record_run, trained_parameters
@@ -42,8 +42,6 @@ from sumizome.train.step import Objective, StepLoss, draw_timesteps, training_lo
 from sumizome.train.validation import validation_loss
 
 __all__ = ["StepReport", "Trainer", "build_trainer"]
-
-_DECILES = 10
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Trainer:
     steps_done: int
     device: torch.device
     facts: dict[str, Any]
-    window: "_Window" = field(default_factory=lambda: _Window())
+    window: Window = field(default_factory=Window)
 
     def steps(self) -> Iterator[StepReport]:
         """Trains up to `config.steps`, yielding after each step; close the generator to stop after a step.
@@ -177,12 +175,13 @@ class Trainer:
         if _due(step, config.log_every, config.steps):
             record = self.window.summary(self._images_per_step, self.objective.schedule.num_timesteps)
             metrics.write(step, {**record, "samples_seen": step * self._images_per_step})
-            self.window = _Window()
-        if config.validation.every and _due(step, config.validation.every, config.steps):
+            self.window = Window()
+        if config.validation.every and config.validation.count and _due(step, config.validation.every, config.steps):
             losses = self._validate()
             metrics.write(step, {"validation_loss": losses})
-            notes.append(f"validation loss {sum(losses.values()) / len(losses):.4f}, t = {max(map(int, losses))}: "
-                         f"{losses[str(max(map(int, losses)))]:.4f}")  # fmt: skip
+            noisiest = max(losses, key=int)
+            mean = sum(losses.values()) / len(losses)
+            notes.append(f"validation loss {mean:.4f}, at t = {noisiest} {losses[noisiest]:.4f}")
         if config.preview.every and _due(step, config.preview.every, config.steps):
             with self.ema.applied():
                 path, image = write_preview(self.model, config.preview, config.run_dir / "previews", step)
@@ -309,40 +308,3 @@ def _resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
-
-
-class _Window:
-    """Sums over the steps since the last record. Losses are summed on the device and fetched once."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.seconds = self.waited = 0.0
-        self.grad_norm = self.lr = 0.0
-        self.losses: list[StepLoss] = []
-
-    def add_step(self, losses: list[StepLoss], grad_norm: float, lr: float) -> None:
-        self.steps += 1
-        self.losses += [StepLoss(l.weighted.detach(), l.unweighted.detach(), l.timesteps) for l in losses]
-        self.grad_norm, self.lr = grad_norm, lr
-
-    def add_time(self, seconds: float, waited: float) -> None:
-        self.seconds += seconds
-        self.waited += waited
-
-    def summary(self, images_per_step: int, num_timesteps: int) -> dict[str, Any]:
-        """The record of metrics.jsonl: means over the window, and the unweighted loss by tenth of the schedule."""
-        unweighted = torch.cat([loss.unweighted for loss in self.losses]).cpu()
-        timesteps = torch.cat([loss.timesteps for loss in self.losses])
-        deciles = timesteps * _DECILES // num_timesteps
-        by_timestep = {
-            f"{int(d) * num_timesteps // _DECILES}": float(unweighted[deciles == d].mean()) for d in deciles.unique()
-        }
-        return {
-            "loss": float(unweighted.mean()),
-            "weighted_loss": float(torch.cat([loss.weighted for loss in self.losses]).mean()),
-            "loss_by_timestep": by_timestep,
-            "grad_norm": self.grad_norm,
-            "lr": self.lr,
-            "images_per_second": self.steps * images_per_step / self.seconds if self.seconds else 0.0,
-            "data_wait": self.waited / self.seconds if self.seconds else 0.0,
-        }

@@ -13,6 +13,7 @@ import torch
 
 from sumizome.diffusion.schedule import NoiseSchedule, ScheduleConfig, build_noise_schedule
 
+
 @pytest.fixture(scope="session")
 def schedule() -> NoiseSchedule:
     """SDXL's, rescaled to zero terminal SNR."""

@@ -229,6 +229,8 @@ def test_a_file_without_vae_still_gives_its_unet(tiny: SDXLModel, tiny_file: Pat
     assert model_digest(load_model(path, components=("unet",)).unet) == model_digest(tiny.unet)
 
 
+_IN_CLIP = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"
+_IN_VAE = "first_stage_model.encoder.mid.attn_1.q.weight"
 _IN_UNET = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
 
 
@@ -238,6 +240,8 @@ _IN_UNET = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
         (lambda tensors: tensors.pop(_IN_UNET), r"down_blocks\.0\.resnets\.0\.conv1\.weight"),
         (lambda tensors: tensors.update({"model.diffusion_model.extra.weight": torch.ones(1)}), r"extra\.weight"),
         (lambda tensors: tensors.update({_IN_UNET: tensors[_IN_UNET][:, :16].clone()}), "shape"),
+        (lambda tensors: tensors.update({_IN_CLIP: tensors[_IN_CLIP][:2].clone()}), "in_proj_weight has shape"),
+        (lambda tensors: tensors.update({_IN_VAE: tensors[_IN_VAE].expand(-1, -1, 3, 3).clone()}), "shape"),
         (lambda tensors: tensors[_IN_UNET].fill_(float("nan")), "NaN"),
         (lambda tensors: tensors.pop("model.diffusion_model.label_emb.0.0.weight"), "label_emb"),
         (lambda tensors: tensors.update({"edm_mean": torch.ones(4)}), "EDM"),
@@ -288,7 +292,7 @@ def test_a_file_says_what_it_predicts(
         ("conditioner.embedders.0.model.ln_final.weight", "refiner"),
         ("input_blocks.0.0.weight", "bare U-Net"),
         ("down_blocks.0.resnets.0.conv1.weight", "diffusers folder"),
-        ("something.else", "none of SDXL's components"),
+        ("something.else", "none of SDXL's networks"),
     ],
 )
 def test_files_of_other_kinds_are_called_by_their_name(tmp_path: Path, key: str, kind: str) -> None:

@@ -5,12 +5,18 @@ from collections.abc import Mapping
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from sumizome.errors import ModelError
+from sumizome.diffusion.prediction import PredictionType
+from sumizome.diffusion.schedule import ScheduleConfig
+from sumizome.errors import ExportError, ModelError
 from sumizome.models.architecture import Config, clip_config, unet_config, vae_config
-from sumizome.models.sdxl import SDXLModel, build_network, native_state
-from sumizome.models.single_file import from_original, infer_configs, key_rules, prediction_of, to_original
+from sumizome.models.key_map import from_original, key_rules, to_original
+from sumizome.models.networks import build_network, native_state
+from sumizome.models.sdxl import SDXLModel
+from sumizome.models.single_file import infer_configs, prediction_markers, prediction_metadata, prediction_of
 
 SDXL: dict[str, Config] = {
     "unet": unet_config(),
@@ -162,3 +168,51 @@ def test_what_a_file_says_of_its_prediction(
 def test_edm_files_are_refused() -> None:
     with pytest.raises(ModelError, match="EDM"):
         prediction_of(["edm_mean", "edm_std"], {})
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "zero_terminal_snr"), [("epsilon", False), ("v_prediction", False), ("v_prediction", True)]
+)
+def test_markers_and_metadata_each_say_what_they_were_made_for(
+    prediction_type: PredictionType, zero_terminal_snr: bool
+) -> None:
+    schedule = ScheduleConfig(zero_terminal_snr=zero_terminal_snr)
+    markers = prediction_markers(prediction_type, schedule)
+    metadata = prediction_metadata(prediction_type, schedule)
+    assert prediction_of(markers, {}) == (prediction_type, zero_terminal_snr)
+    assert prediction_of([], metadata) == (prediction_type, zero_terminal_snr)
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "schedule"),
+    [
+        ("sample", ScheduleConfig(zero_terminal_snr=False)),
+        ("epsilon", ScheduleConfig(zero_terminal_snr=True)),
+        ("v_prediction", ScheduleConfig(beta_end=0.02)),
+    ],
+)
+def test_what_the_layout_cannot_say_is_refused(prediction_type: PredictionType, schedule: ScheduleConfig) -> None:
+    with pytest.raises(ExportError, match="single-file layout"):
+        prediction_markers(prediction_type, schedule)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_shapes_of_any_file_give_a_network_or_one_sentence(tiny: SDXLModel, data: st.DataObject) -> None:
+    network = data.draw(st.sampled_from(sorted(tiny.networks())))
+    state = native_state(tiny.networks()[network])
+    shapes = {name: tuple(tensor.shape) for name, tensor in _original({network: state}).items()}
+    names = st.sampled_from(sorted(shapes))
+    for name in data.draw(st.lists(names, max_size=3)):
+        shapes.pop(name, None)
+    sides = st.lists(st.sampled_from([0, 1, 2, 3, 31, 64, 10**9, 2**40]), max_size=4).map(tuple)
+    shapes |= data.draw(st.dictionaries(names, sides, max_size=3))
+    shapes |= {
+        name.replace(".1.", f".{number}."): (0, 2**40)
+        for name, number in data.draw(st.lists(st.tuples(names, st.sampled_from([5, 10**12])), max_size=2))
+    }
+    try:
+        for name, config in infer_configs(shapes).items():
+            build_network(name, config, "meta")
+    except ModelError as error:
+        assert "\n" not in str(error)

@@ -1,8 +1,10 @@
 """The tokenizer against transformers' own, chunks against hand-counted ones, embeddings against diffusers' rule."""
 
+from functools import lru_cache
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
@@ -29,21 +31,17 @@ def test_vocabulary_is_clips() -> None:
     assert vocabulary["!"] == 0 and vocabulary["<|startoftext|>"] == 49406 and vocabulary["<|endoftext|>"] == 49407
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text(max_size=60))
 def test_any_text_gets_the_ids_of_transformers_tokenizer(text: str) -> None:
+    assume("<|" not in text)  # special tokens are the one difference, tested below
+    assert build_tokenizer().encode(text).ids == _reference()(text, add_special_tokens=False)["input_ids"]
+
+
+@lru_cache(maxsize=1)
+def _reference() -> CLIPTokenizer:
     vocabulary, merges = bpe_vocabulary()
-    expected = _reference(vocabulary, merges)(text, add_special_tokens=False)["input_ids"]
-    assert build_tokenizer().encode(text).ids == expected
-
-
-_built: list[CLIPTokenizer] = []
-
-
-def _reference(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> CLIPTokenizer:
-    if not _built:
-        _built.append(CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77))
-    return _built[0]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +49,7 @@ def _reference(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> CLI
     ["1girl, hatsune miku (vocaloid), :d, ^_^", "Café ÀÉ I'm DON'T 2010s", "初音ミク 🎉", "a,,b ,(c),d", " \t\n "],
 )
 def test_tag_like_text_gets_the_ids_of_transformers_tokenizer(text: str) -> None:
-    expected = _reference(*bpe_vocabulary())(text, add_special_tokens=False)["input_ids"]
-    assert build_tokenizer().encode(text).ids == expected
+    assert build_tokenizer().encode(text).ids == _reference()(text, add_special_tokens=False)["input_ids"]
 
 
 def test_special_tokens_in_a_prompt_are_text() -> None:
@@ -100,7 +97,7 @@ def test_what_does_not_fit_is_reported_as_the_user_wrote_it() -> None:
     assert chunk_prompt(prompt, max_chunks=3).dropped == ""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.text(alphabet="ab (),1é", max_size=30), max_size=60), st.integers(1, 4))
 def test_chunks_are_a_prefix_of_the_tokens_and_the_rest_is_reported(tags: list[str], max_chunks: int) -> None:
     prompt = ",".join(tags)

@@ -272,3 +272,13 @@ def test_the_command_trains_and_says_where_it_stands(
     assert "already at step 12" in capsys.readouterr().out
     assert main(["train", str(path), "--steps", "13", "--seed", "5"]) == 2
     assert "seed = 0, now it is 5" in capsys.readouterr().err
+
+
+def test_captions_that_do_not_fit_are_counted_and_no_validation_is_no_error(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    captions = replace(config.captions, tag_dropout=0.0, caption_dropout=0.0, separator=", " + "long " * 40)
+    config = replace(config, captions=captions, validation=ValidationConfig(every=1, count=0), log_every=4)
+    train(config)
+    (record,) = read_metrics(config.run_dir / "metrics.jsonl")
+    assert record["captions_cut"] == 4 * 4  # three tags and eighty words between them, one chunk of 75 tokens
