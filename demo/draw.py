@@ -52,11 +52,11 @@ SOLIDS: dict[str, Color] = {
 """Colour name → the one colour that fills the picture. Black and white are exact: the demo measures them."""
 
 SHARES: dict[str, float] = {
-    "character": 0.5,
-    "object": 0.17,
-    "scene": 0.21,
-    "solid:black": 0.025,
-    "solid:white": 0.025,
+    "character": 0.6,
+    "object": 0.1,
+    "scene": 0.17,
+    "solid:black": 0.03,
+    "solid:white": 0.03,
     **{f"solid:{name}": 0.07 / (len(SOLIDS) - 2) for name in list(SOLIDS)[2:]},
 }
 """What the set is made of."""
@@ -75,19 +75,19 @@ def plan(count: int, seed: int) -> list[str]:
 
 def _character(rng: Random) -> tuple[Pen, list[str]]:
     """A bust on a square or wide canvas, the whole figure on a tall one."""
-    sizes = rng.choices((SQUARE, TALL, WIDE), weights=[5, 3.4, 1.6])[0]
+    sizes = rng.choices((SQUARE, TALL, WIDE), weights=[7, 2.4, 0.6])[0]
     height, width = rng.choice(sizes)
     full_body = sizes is TALL
     pen = blank_pen(height, width)
     background = rng.choices(list(BACKDROPS), weights=list(BACKDROPS.values()))[0](pen, rng)
     who = random_character(rng)
     w, h = pen.size
-    x = w / 2 + (rng.choice((-0.28, 0, 0.28)) if sizes is WIDE else rng.uniform(-0.02, 0.02))
+    x = w / 2
     if full_body:
-        figure = pen.placed(x, h * 0.355 + rng.uniform(-0.02, 0.02), 0.272)
+        figure = pen.placed(x, h * 0.355, 0.272)
     else:
         tall_hat = who.headwear in ("witch hat", "crown", "cat ears")
-        figure = pen.placed(x, 0.51 + 0.07 * tall_hat, 0.272 if tall_hat else 0.3, rng.choice((0, 0, -6, 6)))
+        figure = pen.placed(x, 0.51 + 0.07 * tall_hat, 0.272 if tall_hat else 0.3)
     draw_character(figure, who, full_body)
     return pen, character_tags(who, full_body) + background
 

@@ -39,7 +39,7 @@ def main() -> None:
     run(f"sumizome prepare {WORK}/manifest.parquet --model {WORK}/tiny --out {WORK}/latents --area 64 --step 16")
     train_seconds = run("sumizome train demo/train.toml")
 
-    sample = f"sumizome sample --model {WORK}/run --batch-size 16"
+    sample = f"sumizome sample --model {WORK}/run --batch-size 16 --guidance.guidance-scale 4"
     extremes = " ".join(f"'completely {color}'" for color in COLORS) + f" --count {SEEDS}"
     run(f"{sample} --out {WORK}/samples/pure --prompt {extremes}")
     run(f"{sample} --out {WORK}/samples/finite --sigma-max {FINITE_SIGMA} --prompt {extremes}")

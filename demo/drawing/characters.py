@@ -67,7 +67,7 @@ def random_character(rng: Random) -> Character:
     outfit = rng.choices(OUTFITS, weights=[4, 3, 2, 2, 1.5])[0]
     if not girl and outfit == "dress":
         outfit = "hoodie"
-    headwear = rng.choice(HEADWEAR) if rng.random() < (0.42 if girl else 0.2) else None
+    headwear = rng.choice(HEADWEAR) if rng.random() < (0.2 if girl else 0.1) else None
     if not girl and headwear in ("hair ribbon", "hair flower"):
         headwear = "headphones"
     return Character(
@@ -77,14 +77,14 @@ def random_character(rng: Random) -> Character:
         eyes=rng.choice(list(EYES)),
         outfit=outfit,
         cloth=rng.choice(list(CLOTH)),
-        face=rng.choices(FACES, weights=[5, 4, 3, 1, 0.5, 0.9])[0],
+        face=rng.choices(FACES, weights=[6, 3, 2, 0.4, 0.3, 0.5])[0],
         blush=rng.random() < (0.4 if girl else 0.1),
         bangs=rng.choice(("blunt bangs", "parted bangs", "swept bangs")),
         headwear=headwear,
         headwear_color=rng.choice(("red", "blue", "pink", "yellow", "purple", "black")),
-        glasses=rng.random() < 0.1,
-        waving=rng.random() < 0.2,
-        skin=rng.choices(SKIN, weights=[6, 3, 1.5])[0],
+        glasses=rng.random() < 0.06,
+        waving=rng.random() < 0.06,
+        skin=rng.choices(SKIN, weights=[8, 1.5, 0.6])[0],
     )
 
 

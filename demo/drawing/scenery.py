@@ -378,6 +378,6 @@ SCENES: dict[Painter, float] = {
 """Painter → how often."""
 
 BACKDROPS: dict[Painter, float] = {
-    plain_backdrop: 11, day_sky: 2, night_sky: 2.4, sunset_sky: 1, classroom: 1.8, woods: 1.6, seaside: 1.2, petals: 1,
+    plain_backdrop: 16, day_sky: 3, night_sky: 3, sunset_sky: 0.7, classroom: 0.8, woods: 0.7, seaside: 0.7, petals: 0.5,
 }  # fmt: skip
 """Painter → how often."""
