@@ -1,9 +1,9 @@
-"""Folders of pictures and captions become one verified manifest, and a list of what was left out and why.
+"""Sources of pictures and captions become one verified manifest, and a list of what was left out and why.
 
 Owns the pool of processes that decodes every picture exactly once, the rows that come of it, and the table of rejects.
 Invariant: each picture is a row or a reject with one reason, and both follow from the files alone, not from the number
-of workers. Reads the user's folders and never writes there. What a folder holds is in `sources`, what a picture is in
-`images`, what a tag is in `tags`.
+of workers. Reads the user's folders and never writes there. What a source holds is in `sources`, what a picture is in
+`images`, what a tag is in `tags`, what rules make of them in `rules`.
 """
 
 import csv
@@ -13,20 +13,23 @@ import signal
 import stat
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sumizome.data.images import WHITE, Colour, ImageRejected, read_image
 from sumizome.data.manifest import SCHEMA, Manifest, write_atomically, write_manifest
+from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
+from sumizome.data.source_config import SourceConfig, TagLists
 from sumizome.data.sources import ImageTask, Reject, printable, scan_source
-from sumizome.data.tags import ParsedTags, parse_tags
+from sumizome.data.tags import GENERAL, ParsedTags, load_tag_categories, parse_tags
 from sumizome.errors import ConfigError, DataError
 
 __all__ = ["IngestResult", "Progress", "available_cores", "ingest", "ingest_to", "rejects_path"]
@@ -60,6 +63,8 @@ class IngestResult:
     """files that are neither picture nor caption"""
     repeats: dict[Path, int]
     """kohya folder → its repeats"""
+    records_unused: int = 0
+    """records of dumps whose pictures are not there"""
 
 
 def available_cores() -> int:
@@ -69,18 +74,21 @@ def available_cores() -> int:
 
 def ingest_to(
     manifest_path: Path,
-    sources: Sequence[Path],
+    sources: Sequence[Path | SourceConfig],
     *,
+    tag_lists: TagLists | None = None,
     background: Colour = WHITE,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
     """`ingest`, with the manifest and its table of rejects written.
 
-    Raises: ConfigError: also for a manifest inside a source. DataError: also where no picture was usable.
+    Raises: ConfigError: also for a manifest inside a source, or in the place of a file that is read. DataError: also
+        where no picture was usable.
     """
-    _check_output(manifest_path, _check_sources(sources))
-    result = ingest(sources, background=background, workers=workers, progress=progress)
+    checked = _check_sources(sources)
+    _check_output(manifest_path, checked, tag_lists or TagLists())
+    result = ingest(sources, tag_lists=tag_lists, background=background, workers=workers, progress=progress)
     _write_rejects(result, rejects_path(manifest_path))
     if not len(result.manifest):
         raise DataError(
@@ -97,38 +105,47 @@ def rejects_path(manifest_path: Path) -> Path:
 
 
 def ingest(
-    sources: Sequence[Path],
+    sources: Sequence[Path | SourceConfig],
     *,
+    tag_lists: TagLists | None = None,
     background: Colour = WHITE,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
-    """The manifest of all pictures below the source folders, each decoded whole, once; writes nothing.
+    """The manifest of all pictures of the sources (a path is a folder with captions), each decoded whole, once; writes
+    nothing.
 
     `workers` processes decode (default: one a core); a picture that kills its process or takes it more than
     `MAX_CPU_SECONDS` is a reject. With 0 this process decodes, without that protection.
-    Raises: ConfigError: no such folder, folders within each other. DataError: no picture in any of them.
+    Raises: ConfigError: no such folder, folders within each other, records that are not there. DataError: no picture in
+        any of them, records or tag lists that cannot be read.
     """
-    roots = _check_sources(sources)
+    configs, lists = _check_sources(sources), tag_lists or TagLists()
     workers = available_cores() if workers is None else workers
     if workers < 0:
         raise ConfigError(f"workers: expected 0 or more, found {workers}.")
-    scans = [scan_source(index, root) for index, root in enumerate(roots)]
+    rewriter = load_tag_rewriter(lists)
+    named = load_tag_categories(lists.categories) if lists.categories else {}
+    scans = [scan_source(index, config) for index, config in enumerate(configs)]
     tasks = [task for scan in scans for task in scan.tasks]
     rejects = [reject for scan in scans for reject in scan.rejects]
     if not tasks and not rejects:
-        raise DataError(f"expected pictures (PNG, JPEG, WebP), found none below {', '.join(map(str, roots))}.")
+        folders = ", ".join(str(config.folder) for config in configs)
+        raise DataError(f"expected pictures (PNG, JPEG, WebP), found none below {folders}.")
     rows = _Rows()
     for done, (task, outcome) in enumerate(_inspect_all(tasks, background, workers), start=1):
-        if isinstance(outcome, _Facts):
-            rows.add(task, outcome)
+        judged = _judge(outcome, configs[task.source], rewriter)
+        if isinstance(judged, _Facts):
+            rows.add(task, judged)
         else:
-            rejects.append(Reject(task.source, task.path, *outcome))
+            rejects.append(Reject(task.source, task.path, *judged))
         if progress is not None:
             progress(done, len(tasks))
     table = rows.table()
+    told = _categories(table, sum((scan.categories for scan in scans), Counter()), rewriter, named)
+    roots = tuple(config.folder for config in configs)
     return IngestResult(
-        manifest=Manifest(table, tuple(roots), background, {"pictures_found": len(tasks)}),
+        manifest=Manifest(table, roots, background, {"pictures_found": len(tasks)}, told),
         rejects=sorted(rejects),
         captions_missing=rows.counter["missing"],
         captions_empty=rows.counter["empty"],
@@ -137,36 +154,74 @@ def ingest(
         profiles_ignored=rows.counter["profile_ignored"],
         files_ignored=sum(scan.files_ignored for scan in scans),
         repeats={scan.root / folder: count for scan in scans for folder, count in sorted(scan.repeats.items())},
+        records_unused=sum(scan.records_unused for scan in scans),
     )
 
 
-def _check_sources(sources: Sequence[Path]) -> list[Path]:
-    """The folders, resolved."""
+def _judge(outcome: "_Outcome", config: SourceConfig, rewriter: TagRewriter) -> "_Outcome":
+    """What decoding found, after the rules of the source and the lists of tags."""
+    if not isinstance(outcome, _Facts):
+        return outcome
+    try:
+        check_size(outcome.height, outcome.width, config.rules)
+        return outcome._replace(tags=rewriter.rewrite(outcome.tags))
+    except ImageRejected as error:
+        return error.reason, str(error)
+
+
+def _categories(
+    table: pa.Table, told: Counter[tuple[str, str]], rewriter: TagRewriter, named: Mapping[str, str]
+) -> dict[str, str]:
+    """tag → category, of the table's tags: what a list names, else what most records say, else none (general).
+
+    What is said of an alias is said of its right spelling, too.
+    """
+    votes: dict[str, Counter[str]] = {}
+    for (tag, category), count in told.items():
+        votes.setdefault(rewriter.aliases.get(tag, tag), Counter())[category] += count
+    vocabulary = pc.unique(pc.list_flatten(table["tags"])).to_pylist()
+    found = {}
+    for tag in sorted(vocabulary):
+        most = min(votes.get(tag, {}).items(), key=lambda vote: (-vote[1], vote[0]), default=(GENERAL, 0))
+        category = named.get(tag, most[0])
+        if category != GENERAL:
+            found[tag] = category
+    return found
+
+
+def _check_sources(sources: Sequence[Path | SourceConfig]) -> list[SourceConfig]:
+    """The sources, with their paths resolved."""
     if not sources:
         raise ConfigError("expected at least one folder of pictures, found none.")
-    roots: list[Path] = []
+    found: list[SourceConfig] = []
     for source in sources:
-        if not source.exists():
-            raise ConfigError(f"expected a folder of pictures, found nothing at {source}.")
-        if not source.is_dir():
-            raise ConfigError(f"expected a folder of pictures, found a file at {source}: name the folder it is in.")
-        root = source.resolve()
-        for other in roots:
+        config = source if isinstance(source, SourceConfig) else SourceConfig(source)
+        folder = config.folder
+        if not folder.exists():
+            raise ConfigError(f"expected a folder of pictures, found nothing at {folder}.")
+        if not folder.is_dir():
+            raise ConfigError(f"expected a folder of pictures, found a file at {folder}: name the folder it is in.")
+        root = folder.resolve()
+        for other in (each.folder for each in found):
             if root.is_relative_to(other) or other.is_relative_to(root):
                 raise ConfigError(f"expected folders apart from each other, found {root} and {other}: name the outer.")
-        roots.append(root)
-    return roots
+        found.append(replace(config, folder=root, records=config.records.resolve() if config.records else None))
+    return found
 
 
-def _check_output(path: Path, roots: Sequence[Path]) -> None:
+def _check_output(path: Path, sources: Iterable[SourceConfig], lists: TagLists) -> None:
     if path.suffix != ".parquet" or path.is_dir():
         raise ConfigError(f"manifest: expected the path of a .parquet file to write, found {path}.")
-    for root in roots:
+    for root in (source.folder for source in sources):
         if path.resolve().is_relative_to(root):
             raise ConfigError(
                 f"manifest: expected a place outside the folders of pictures, which are never written to; "
                 f"found {path} in {root}."
             )
+    read = [source.records for source in sources if source.records] + lists.files()
+    for written in (path, rejects_path(path)):
+        if written.resolve() in [each.resolve() for each in read]:
+            raise ConfigError(f"manifest: {written} would take the place of a file that is read: give another name.")
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
@@ -192,7 +247,7 @@ def _inspect(task: ImageTask, background: Colour) -> _Outcome:
     """Decodes one picture and reads its caption. Runs in the workers."""
     try:
         tags = _read_tags(task)
-        decoded = read_image(Path(task.root, task.path), background)
+        decoded = read_image(Path(task.root, task.path), background, md5=task.md5)
     except ImageRejected as error:
         return error.reason, str(error)
     height, width = decoded.image.height, decoded.image.width

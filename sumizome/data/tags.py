@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sumizome.errors import ConfigError, DataError
 
 __all__ = [
+    "GENERAL",
     "KEPT_MARKER",
     "MAX_TAGS",
     "MAX_TAG_LENGTH",
