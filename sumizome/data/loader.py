@@ -78,10 +78,13 @@ def build_loader(
     categories: Mapping[str, str] | None = None,
     prefetch: int = 2,
 ) -> "BatchLoader":
-    """The loader of a run. `categories` maps tags to their category; `prefetch` steps are made ahead, 0 = none.
+    """The loader of a run; `prefetch` steps are made ahead, 0 = none.
+
+    `categories` maps tags to their category; by default it is what came with the pictures.
 
     Raises: ConfigError, DataError if nothing can be trained so.
     """
+    categories = cache.plan.categories if categories is None else categories
     train, validation = split_validation(cache.index.id, validation_count)
     repeats = np.zeros(len(cache), np.int64)
     repeats[train] = cache.index.repeats[train]
@@ -94,7 +97,7 @@ def build_loader(
         micro_batches_per_step=micro_batches_per_step,
         seed=derive_seed(seed, "order"),
     )
-    return BatchLoader(cache, plan, validation, weights, captions or CaptionConfig(), categories or {}, seed, prefetch)
+    return BatchLoader(cache, plan, validation, weights, captions or CaptionConfig(), categories, seed, prefetch)
 
 
 @dataclass(frozen=True, eq=False)
