@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from sumizome.data.source_config import PictureRules, SourceKind, TagLists
+from sumizome.data.source_config import DuplicateConfig, PictureRules, SourceKind, TagLists
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,8 @@ class Command:
     """folders of pictures, read by the options below; folders inside them named like 10_name show their pictures 10
     times an epoch"""
     manifest: Path
-    """the .parquet file to write, outside the folders; what was left out is listed beside it in .rejects.csv"""
+    """the .parquet file to write, outside the folders; what was left out is listed beside it in .rejects.csv, what is
+    there more than once in .duplicates.csv"""
     background: str = "white"
     """colour behind transparent pictures: a name or #rrggbb; white, as most drawings are meant to be seen"""
     workers: int | None = None
@@ -44,6 +45,7 @@ class Command:
     """the dump, .jsonl, .parquet or .csv; for kohya its JSON"""
     rules: PictureRules = field(default_factory=PictureRules)
     tags: TagLists = field(default_factory=TagLists)
+    duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
 
 
 def run(command: Command) -> None:
@@ -52,7 +54,7 @@ def run(command: Command) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from sumizome.data.images import parse_colour
-    from sumizome.data.ingest import ingest_to
+    from sumizome.data.ingest import copies_path, ingest_to
 
     console = Console()
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -62,12 +64,15 @@ def run(command: Command) -> None:
             command.manifest,
             _sources(command),
             tag_lists=command.tags,
+            duplicates=command.duplicates,
             background=parse_colour(command.background),
             workers=command.workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _print_summary(console, result)
     _print_rejects(console, result, command.manifest)
+    if result.copies:
+        console.print(f"duplicates: {copies_path(command.manifest)}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"wrote {command.manifest}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -104,6 +109,7 @@ def _print_summary(console: "Console", result: "IngestResult") -> None:
         "with an empty caption": result.captions_empty,
         "with two captions": result.captions_doubled,
         "byte-identical to another": result.duplicates,
+        "nearly identical to another": sum(copy.kind == "near" and not copy.dropped for copy in result.copies),
         "colour profile not usable": result.profiles_ignored,
         "other files passed over": result.files_ignored,
         "records without a picture": result.records_unused,

@@ -1,4 +1,4 @@
-"""What a user says of a source of pictures: its folder, its records and their columns, and the rules that hold for it.
+"""What a user tells ingest: a source's folder, records, columns and rules; lists of tags; what becomes of duplicates.
 
 Owns these settings and what can be checked of them alone. Cheap to import: the command line builds its options on it.
 """
@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from sumizome.errors import ConfigError
 
-__all__ = ["MAX_REPEATS", "Columns", "PictureRules", "SourceConfig", "SourceKind", "TagLists"]
+__all__ = ["MAX_REPEATS", "Columns", "DuplicateConfig", "PictureRules", "SourceConfig", "SourceKind", "TagLists"]
 
 MAX_REPEATS = 1000
 """`1999_name` is a name, not a repeat count: years and serial numbers begin folder names, too"""
@@ -141,3 +141,22 @@ class TagLists:
 
     def files(self) -> list[Path]:
         return [path for path in (self.aliases, self.implications, self.categories) if path is not None]
+
+
+@dataclass(frozen=True)
+class DuplicateConfig:
+    """What becomes of pictures that are there more than once; all are listed in .duplicates.csv."""
+
+    exact: Literal["report", "drop"] = "report"
+    """files of the same bytes; drop keeps the first of them"""
+    near: Literal["off", "report", "drop"] = "off"
+    """the same picture at another size, format or quality, found by a perceptual hash; drop keeps the largest"""
+    max_distance: int = 4
+    """bits of 63 in which hashes of near copies may differ, 0 to 8; 4: of copies scaled to half or
+    saved as JPEG 99 % differ in 0 to 4, other pictures in about 32, but variants with a changed detail in few, too: look at the report before you drop"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_distance <= 8:
+            raise ConfigError(f"max_distance: expected 0 to 8, found {self.max_distance}.")
+        if self.near == "drop" and self.exact != "drop":
+            raise ConfigError("near: drop keeps one of many, so exact must be drop too: give both.")
