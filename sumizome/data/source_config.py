@@ -152,8 +152,9 @@ class DuplicateConfig:
     near: Literal["off", "report", "drop"] = "off"
     """the same picture at another size, format or quality, found by a perceptual hash; drop keeps the largest"""
     max_distance: int = 4
-    """bits of 63 in which hashes of near copies may differ, 0 to 8; 4: of copies scaled to half or
-    saved as JPEG 99 % differ in 0 to 4, other pictures in about 32, but variants with a changed detail in few, too: look at the report before you drop"""
+    """bits of 63 in which hashes of near copies may differ, 0 to 8; 4: of copies scaled to half or saved as JPEG 99 %
+    differ in 0 to 4, other pictures in about 32, but variants with a changed detail in few, too: look at the report
+    before you drop"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_distance <= 8:
