@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -195,10 +196,9 @@ def _parquet_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tup
         needed = [name for name in present if name in _top_level(columns)]
         if not {name.partition(".")[0] for name in (*columns.file, *columns.id, *columns.md5)} & set(needed):
             raise DataError(f"expected a column that names files (file, id or md5) in {path}, found {present}.")
-        wanted = pa.array(sorted(stems), pa.string())
         first = 0
         for batch in file.iter_batches(8192, columns=needed):
-            mask = _names_a_file(batch, columns, wanted)
+            mask = _names_a_file(batch, columns, stems)
             numbers = pc.indices_nonzero(mask).to_pylist()
             for number, row in zip(numbers, batch.filter(mask).to_pylist(), strict=True):
                 yield f"{path.name}:{first + number + 1}", row
@@ -212,9 +212,9 @@ def _top_level(columns: Columns) -> set[str]:
     return {part for group in names for name in group for part in (name, name.partition(".")[0])}
 
 
-def _names_a_file(batch: pa.RecordBatch, columns: Columns, stems: pa.Array) -> pa.Array:
+def _names_a_file(batch: pa.RecordBatch, columns: Columns, stems: Set[str]) -> pa.Array:
     """bool [rows]: the row may belong to a file with one of the stems."""
-    mask = pa.array([False] * len(batch))
+    named = np.zeros(len(batch), bool)
     for name in (*columns.file, *columns.id, *columns.md5):
         if name.partition(".")[0] not in batch.schema.names:
             continue
@@ -222,10 +222,10 @@ def _names_a_file(batch: pa.RecordBatch, columns: Columns, stems: pa.Array) -> p
         is_key = name not in columns.file and (pa.types.is_integer(column.type) or _is_text(column.type))
         if not is_key:  # a path, or nested: looked at row by row
             return pa.array([True] * len(batch))
-        text = column.cast(pa.string())
-        for keys in (text, pc.utf8_lower(text)):
-            mask = pc.or_(mask, pc.is_in(keys, value_set=stems))
-    return mask
+        # Python's set and not Arrow's is_in, which would hash all the stems again for each batch.
+        keys = column.cast(pa.string()).to_pylist()
+        named |= [key is not None and (key in stems or key.lower() in stems) for key in keys]
+    return pa.array(named)
 
 
 def _is_text(kind: pa.DataType) -> bool:
