@@ -96,7 +96,8 @@ def prepare_latents(
         the disk cannot be written, if too many pictures of a unit fail, or if none at all is left.
     """
     table = bucket_table(config.buckets)
-    plan = CachePlan(_fingerprint(manifest, vae, config.buckets, table), len(manifest), config.unit_size, command)
+    fingerprint = _fingerprint(manifest, vae, config.buckets, table)
+    plan = CachePlan(fingerprint, len(manifest), config.unit_size, command, manifest.categories)
     _check_out(out, manifest.sources)
     with _hold(out):
         plan = _begin(out, plan)

@@ -20,6 +20,7 @@ from PIL import Image
 from sumizome import prepare_unit
 from sumizome.cli.prepare import Command, as_shell, run
 from sumizome.data.buckets import BucketConfig
+from sumizome.data.captions import CaptionConfig
 from sumizome.data.ingest import ingest_to
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import build_loader
@@ -159,6 +160,20 @@ def test_tags_and_repeats_come_along(prepared: Path, manifest: Manifest) -> None
         index.ids(rows), index.tag_lists(rows), index.kept_tags.tolist(), index.repeats.tolist(), strict=True
     ):
         assert (tags, kept, repeats) == expected[sample_id]
+
+
+def test_categories_come_along_to_captions_and_weights(
+    manifest: Manifest, vae: AutoencoderKL, tmp_path: Path, prepared: Path
+) -> None:
+    told = replace(manifest, categories={"tag 3": "character"})
+    finish(told, vae, tmp_path / "out")
+    cache = open_latents(tmp_path / "out")
+    captions = CaptionConfig(order=("character",), caption_dropout=0.0, shuffle=False)
+    given = build_loader(cache, seed=0, micro_batch_size=1, captions=captions, prefetch=0)
+    texts = {text for step in range(len(cache)) for batch in given.step(step) for text in batch.captions}
+    assert {"tag 3, 1girl", "1girl, tag 4"} <= texts
+    with pytest.raises(ShardError, match="manifest"):
+        finish(told, vae, prepared)
 
 
 def test_how_it_is_computed_leaves_no_trace(

@@ -1,35 +1,51 @@
-"""Read folders of pictures and captions into a manifest.
+"""Read folders of pictures and captions, or of pictures and a dump of records, into a manifest.
 
-Takes PNG, JPEG and WebP with captions in same-named .txt or .caption files or a metadata.jsonl, decodes every picture
-once, and says which ones it left out and why. Never writes to the folders.
+Takes PNG, JPEG and WebP with captions in same-named .txt or .caption files or a metadata.jsonl; with --kind, the
+records of a booru dump, gallery-dl or kohya. Decodes every picture once, and says which ones it left out and why.
+Never writes to the folders. Several sources with settings of their own stand in a file: --sources.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from sumizome.data.source_config import DuplicateConfig, PictureRules, SourceKind, TagLists
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sumizome.data.ingest import IngestResult
+    from sumizome.data.source_config import SourceConfig
 
 __all__ = ["Command", "run"]
 
 
 @dataclass(frozen=True)
 class Command:
-    """Read folders of pictures and captions into a manifest."""
+    """Read folders of pictures, with captions or records, into a manifest."""
 
     folders: Positional[tuple[Path, ...]]
-    """folders of pictures; folders inside them named like 10_name show their pictures 10 times an epoch"""
+    """folders of pictures, read by the options below; folders inside them named like 10_name show their pictures 10
+    times an epoch"""
     manifest: Path
-    """the .parquet file to write, outside the folders; what was left out is listed beside it in .rejects.csv"""
+    """the .parquet file to write, outside the folders; what was left out is listed beside it in .rejects.csv, what is
+    there more than once in .duplicates.csv"""
     background: str = "white"
     """colour behind transparent pictures: a name or #rrggbb; white, as most drawings are meant to be seen"""
     workers: int | None = None
     """processes that decode, by default one a core; 0 = decode in the main process, to look for a fault"""
+    sources: Path | None = None
+    """a TOML file of [[source]] tables: folder, kind, records, repeats, rules, columns; they come after the folders"""
+    kind: SourceKind = "folder"
+    """what stands beside the pictures. folder: captions. booru: a dump, --records, of pictures named by id or md5.
+    gallery-dl: name.ext.json beside each. kohya: its metadata JSON, --records"""
+    records: Path | None = None
+    """the dump, .jsonl, .parquet or .csv; for kohya its JSON"""
+    rules: PictureRules = field(default_factory=PictureRules)
+    tags: TagLists = field(default_factory=TagLists)
+    duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
 
 
 def run(command: Command) -> None:
@@ -38,7 +54,7 @@ def run(command: Command) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from sumizome.data.images import parse_colour
-    from sumizome.data.ingest import ingest_to
+    from sumizome.data.ingest import copies_path, ingest_to
 
     console = Console()
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -46,14 +62,35 @@ def run(command: Command) -> None:
         task = bar.add_task("decoding", total=None)
         result = ingest_to(
             command.manifest,
-            command.folders,
+            _sources(command),
+            tag_lists=command.tags,
+            duplicates=command.duplicates,
             background=parse_colour(command.background),
             workers=command.workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _print_summary(console, result)
     _print_rejects(console, result, command.manifest)
+    if result.copies:
+        console.print(f"duplicates: {copies_path(command.manifest)}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"wrote {command.manifest}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _sources(command: Command) -> "list[SourceConfig]":
+    from sumizome.data.source_config import SourceConfig
+    from sumizome.data.source_file import load_sources
+    from sumizome.errors import ConfigError
+
+    if command.records is not None and len(command.folders) != 1:
+        raise ConfigError(
+            f"--records belongs to one folder, found {len(command.folders)}: name several in a file and give --sources."
+        )
+    if not command.folders and (command.kind, command.rules) != ("folder", PictureRules()):
+        raise ConfigError(
+            "--kind and --rules belong to folders on the command line, found none: set them in --sources."
+        )
+    here = [SourceConfig(each, command.kind, command.records, rules=command.rules) for each in command.folders]
+    return here + (load_sources(command.sources) if command.sources else [])
 
 
 def _print_summary(console: "Console", result: "IngestResult") -> None:
@@ -72,8 +109,10 @@ def _print_summary(console: "Console", result: "IngestResult") -> None:
         "with an empty caption": result.captions_empty,
         "with two captions": result.captions_doubled,
         "byte-identical to another": result.duplicates,
+        "nearly identical to another": sum(copy.kind == "near" and not copy.dropped for copy in result.copies),
         "colour profile not usable": result.profiles_ignored,
         "other files passed over": result.files_ignored,
+        "records without a picture": result.records_unused,
         "rejected": len(result.rejects),
     }
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -18,6 +18,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "init": "make a tiny model of SDXL's architecture, to try everything on a CPU",
     "ingest": "read folders of tagged pictures, decode each one, write a manifest",
+    "tags": "show a manifest's tags by category and frequency, and write their loss weights as a table",
     "prepare": "encode the manifest's pictures into latent shards, by aspect-ratio bucket",
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",

@@ -1,15 +1,17 @@
 """Captions: the tags of an image as the text that one showing of it trains on.
 
-Owns order, kept tags, shuffle, tag dropout and caption dropout. Invariant: a caption is a function of (tags, config,
-seed, epoch, sample id, repeat), so no state is kept and any step can be rebuilt. Each showing draws the same numbers in
-the same order whatever the config says: raising a dropout drops more of the same caption and reorders nothing.
+Owns order, kept tags, shuffle, and dropout of tags, groups and captions. Invariant: a caption is a function of (tags,
+config, seed, epoch, sample id, repeat), so no state is kept and any step can be rebuilt. Each showing draws the same
+numbers in the same order whatever the config says: raising a dropout drops more of the same caption and reorders
+nothing.
 """
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from sumizome.data.tags import GENERAL
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
 
@@ -36,6 +38,14 @@ class CaptionConfig:
     order: tuple[str, ...] = (PEOPLE, "character", "copyright")
     """groups of tags that come first, in this sequence: `people` (1girl, 2boys, no humans) and tag categories.
     The default is the order in which people write prompts. Shuffling stays within a group"""
+    protect: tuple[str, ...] = ()
+    """groups that `tag_dropout` spares, such as character and artist.
+    A name that is dropped from its own pictures is learned as something that needs no saying"""
+    leave_out: tuple[str, ...] = ()
+    """groups whose tags are in no caption, such as meta; they still count in tag weights"""
+    group_dropout: tuple[str, ...] = ()
+    """`group=probability` that all tags of a group are left out together, such as "artist=0.2".
+    So a picture is also learned without its artist's name"""
     separator: str = ", "
     """between tags; contains a comma, because long captions are cut into chunks at commas"""
 
@@ -45,6 +55,21 @@ class CaptionConfig:
                 raise ConfigError(f"{name}: expected a probability between 0 and 1, found {value}.")
         if self.keep_tokens < 0:
             raise ConfigError(f"keep_tokens: expected 0 or more, found {self.keep_tokens}.")
+        self.group_probabilities()
+
+    def group_probabilities(self) -> dict[str, float]:
+        """`group_dropout`, read."""
+        found = {}
+        for text in self.group_dropout:
+            group, _, number = text.partition("=")
+            try:
+                probability = float(number)
+            except ValueError:
+                probability = -1.0
+            if not 0 <= probability <= 1 or not group or group in found:
+                raise ConfigError(f'group_dropout: expected group=probability such as "artist=0.2", found {text!r}.')
+            found[group] = probability
+        return found
 
 
 def build_caption(
@@ -68,7 +93,18 @@ def build_caption(
         return ""
     kept, movable = _split_kept(tags, kept_tags, config)
     drawn = [(draw(), draw(), tag) for tag in movable]
-    left = [(place, tag) for place, drop, tag in drawn if drop >= config.tag_dropout]
+    # Groups draw from sources of their own, so that naming one changes nothing else of the caption.
+    gone = {
+        group
+        for group, probability in config.group_probabilities().items()
+        if random.Random(derive_seed(seed, "caption group", group, epoch, sample_id, repeat)).random() < probability
+    }
+    gone.update(config.leave_out)
+    left = [
+        (place, tag)
+        for place, drop, tag in drawn
+        if (drop >= config.tag_dropout or _is_of(tag, config.protect, categories)) and not _is_of(tag, gone, categories)
+    ]
     if config.shuffle:
         left.sort()
     return config.separator.join([*kept, *_ordered([tag for _, tag in left], config.order, categories)])
@@ -77,14 +113,23 @@ def build_caption(
 def plain_caption(
     tags: Sequence[str], kept_tags: int, config: CaptionConfig, *, categories: Mapping[str, str] | None = None
 ) -> str:
-    """The caption without chance, for validation and previews: every tag, in `config.order`, else as in the file."""
+    """The caption without chance, for validation and previews: in `config.order`, else as in the file, every tag that
+    is not of a group to leave out."""
     kept, movable = _split_kept(tags, kept_tags, config)
+    movable = [tag for tag in movable if not _is_of(tag, config.leave_out, categories)]
     return config.separator.join([*kept, *_ordered(movable, config.order, categories)])
 
 
 def _split_kept(tags: Sequence[str], kept_tags: int, config: CaptionConfig) -> tuple[Sequence[str], Sequence[str]]:
     kept = kept_tags or config.keep_tokens
     return tags[:kept], tags[kept:]
+
+
+def _is_of(tag: str, groups: Collection[str], categories: Mapping[str, str] | None) -> bool:
+    """Whether the tag's category is among the groups; one that counts people is of that group, too."""
+    if not groups:
+        return False
+    return (categories or {}).get(tag, GENERAL) in groups or (PEOPLE in groups and bool(_PEOPLE.fullmatch(tag)))
 
 
 def _ordered(tags: Sequence[str], order: tuple[str, ...], categories: Mapping[str, str] | None) -> list[str]:

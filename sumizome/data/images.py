@@ -62,7 +62,8 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 class ImageRejected(DataError):
     """A file that is not used as a picture; `reason` is the word that reports count, the text the sentence.
 
-    Reasons. File: `unreadable`, `not_a_file`, `empty_file`, `file_too_large`, `changed` (since ingest).
+    Reasons. File: `unreadable`, `not_a_file`, `empty_file`, `file_too_large`, `changed` (since ingest),
+    `md5_mismatch` (with its record).
     Format: `not_an_image`, `format_not_supported`, `animated`. Damage: `truncated`, `undecodable`, `bad_chunk`,
     `broken_palette`. Size: `too_many_pixels`, `side_too_long`, `too_elongated`, `too_small`, `out_of_memory`.
     Content: `fully_transparent`.
@@ -110,15 +111,20 @@ def open_image(path: Path, background: Colour = WHITE, *, sha256: str | None = N
     return read_image(path, background, sha256=sha256).image
 
 
-def read_image(path: Path, background: Colour = WHITE, *, sha256: str | None = None) -> DecodedImage:
+def read_image(
+    path: Path, background: Colour = WHITE, *, sha256: str | None = None, md5: str | None = None
+) -> DecodedImage:
     """The picture in a file and its facts; the bytes that are hashed are the bytes that are decoded.
 
     Given `sha256` (the manifest's column), a file that is no longer the one that was ingested is refused: a flipped
-    bit in a JPEG decodes without complaint, so the digest is the only thing that sees it.
+    bit in a JPEG decodes without complaint, so the digest is the only thing that sees it. `md5` is what a dump has of
+    the file, and is checked the same way.
     Raises: ImageRejected.
     """
     data = _read_file(path)
     digest = hashlib.sha256(data).hexdigest()
+    if md5 is not None and (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != md5:
+        raise ImageRejected("md5_mismatch", f"expected the file that its record describes (md5 {md5}), found {found}.")
     if sha256 is not None and digest != sha256:
         raise ImageRejected(
             "changed",

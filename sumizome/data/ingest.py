@@ -1,40 +1,35 @@
-"""Folders of pictures and captions become one verified manifest, and a list of what was left out and why.
+"""Sources of pictures and captions become one verified manifest, and a list of what was left out and why.
 
-Owns the pool of processes that decodes every picture exactly once, the rows that come of it, and the table of rejects.
+Owns the rows that come of the pictures, what rules make of them, and the tables of rejects and of duplicates.
 Invariant: each picture is a row or a reject with one reason, and both follow from the files alone, not from the number
-of workers. Reads the user's folders and never writes there. What a folder holds is in `sources`, what a picture is in
-`images`, what a tag is in `tags`.
+of workers. Reads the user's folders and never writes there. What a source holds is in `sources`, what a picture is in
+`images`, what a tag is in `tags`, what rules make of them in `rules`.
 """
 
 import csv
-import multiprocessing
 import os
-import signal
-import stat
-import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from sumizome.data.images import WHITE, Colour, ImageRejected, read_image
+from sumizome.data.duplicates import find_copies
+from sumizome.data.images import WHITE, Colour, ImageRejected
+from sumizome.data.inspection import Facts, Look, Outcome, inspect_all
 from sumizome.data.manifest import SCHEMA, Manifest, write_manifest
+from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
+from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
 from sumizome.data.sources import ImageTask, Reject, printable, scan_source
-from sumizome.data.tags import ParsedTags, parse_tags
+from sumizome.data.tags import GENERAL, load_tag_categories
 from sumizome.errors import ConfigError, DataError
 from sumizome.files import write_atomically
 
 __all__ = ["IngestResult", "Progress", "available_cores", "ingest", "ingest_to", "rejects_path"]
-
-MAX_CAPTION_BYTES = 2**20
-MAX_CPU_SECONDS = 20
-"""of one picture; a legal one of 100 megapixels takes about eight"""
 
 Progress: TypeAlias = Callable[[int, int], object]
 """called with (pictures done, pictures in all)"""
@@ -61,6 +56,10 @@ class IngestResult:
     """files that are neither picture nor caption"""
     repeats: dict[Path, int]
     """kohya folder → its repeats"""
+    records_unused: int = 0
+    """records of dumps whose pictures are not there"""
+    copies: list["CopyLine"] = field(default_factory=list)
+    """pictures that are there more than once, and whether they were dropped"""
 
 
 def available_cores() -> int:
@@ -70,19 +69,31 @@ def available_cores() -> int:
 
 def ingest_to(
     manifest_path: Path,
-    sources: Sequence[Path],
+    sources: Sequence[Path | SourceConfig],
     *,
+    tag_lists: TagLists | None = None,
+    duplicates: DuplicateConfig | None = None,
     background: Colour = WHITE,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
     """`ingest`, with the manifest and its table of rejects written.
 
-    Raises: ConfigError: also for a manifest inside a source. DataError: also where no picture was usable.
+    Raises: ConfigError: also for a manifest inside a source, or in the place of a file that is read. DataError: also
+        where no picture was usable.
     """
-    _check_output(manifest_path, _check_sources(sources))
-    result = ingest(sources, background=background, workers=workers, progress=progress)
+    checked = _check_sources(sources)
+    _check_output(manifest_path, checked, tag_lists or TagLists())
+    result = ingest(
+        sources,
+        tag_lists=tag_lists,
+        duplicates=duplicates,
+        background=background,
+        workers=workers,
+        progress=progress,
+    )
     _write_rejects(result, rejects_path(manifest_path))
+    _write_copies(result, copies_path(manifest_path))
     if not len(result.manifest):
         raise DataError(
             f"expected at least one usable picture, found {len(result.rejects)} rejects and nothing else: "
@@ -97,222 +108,134 @@ def rejects_path(manifest_path: Path) -> Path:
     return manifest_path.with_name(f"{manifest_path.stem}.rejects.csv")
 
 
+def copies_path(manifest_path: Path) -> Path:
+    """Where its duplicates are listed: `a/manifest.parquet` → `a/manifest.duplicates.csv`."""
+    return manifest_path.with_name(f"{manifest_path.stem}.duplicates.csv")
+
+
 def ingest(
-    sources: Sequence[Path],
+    sources: Sequence[Path | SourceConfig],
     *,
+    tag_lists: TagLists | None = None,
+    duplicates: DuplicateConfig | None = None,
     background: Colour = WHITE,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
-    """The manifest of all pictures below the source folders, each decoded whole, once; writes nothing.
+    """The manifest of all pictures of the sources (a path is a folder with captions), each decoded whole, once; writes
+    nothing.
 
     `workers` processes decode (default: one a core); a picture that kills its process or takes it more than
-    `MAX_CPU_SECONDS` is a reject. With 0 this process decodes, without that protection.
-    Raises: ConfigError: no such folder, folders within each other. DataError: no picture in any of them.
+    `inspection.MAX_CPU_SECONDS` is a reject. With 0 this process decodes, without that protection.
+    Raises: ConfigError: no such folder, folders within each other, records that are not there. DataError: no picture in
+        any of them, records or tag lists that cannot be read.
     """
-    roots = _check_sources(sources)
+    configs, lists = _check_sources(sources), tag_lists or TagLists()
     workers = available_cores() if workers is None else workers
     if workers < 0:
         raise ConfigError(f"workers: expected 0 or more, found {workers}.")
-    scans = [scan_source(index, root) for index, root in enumerate(roots)]
+    rewriter = load_tag_rewriter(lists)
+    named = load_tag_categories(lists.categories) if lists.categories else {}
+    scans = [scan_source(index, config) for index, config in enumerate(configs)]
     tasks = [task for scan in scans for task in scan.tasks]
     rejects = [reject for scan in scans for reject in scan.rejects]
     if not tasks and not rejects:
-        raise DataError(f"expected pictures (PNG, JPEG, WebP), found none below {', '.join(map(str, roots))}.")
+        folders = ", ".join(str(config.folder) for config in configs)
+        raise DataError(f"expected pictures (PNG, JPEG, WebP), found none below {folders}.")
+    duplicates = duplicates or DuplicateConfig()
     rows = _Rows()
-    for done, (task, outcome) in enumerate(_inspect_all(tasks, background, workers), start=1):
-        if isinstance(outcome, _Facts):
-            rows.add(task, outcome)
+    look = Look(background, duplicates.near != "off")
+    for done, (task, outcome) in enumerate(inspect_all(tasks, look, workers), start=1):
+        judged = _judge(outcome, configs[task.source], rewriter)
+        if isinstance(judged, Facts):
+            rows.add(task, judged)
         else:
-            rejects.append(Reject(task.source, task.path, *outcome))
+            rejects.append(Reject(task.source, task.path, *judged))
         if progress is not None:
             progress(done, len(tasks))
-    table = rows.table()
+    table, copies = _without_copies(rows.table(), duplicates, rejects)
+    told = _categories(table, sum((scan.categories for scan in scans), Counter()), rewriter, named)
+    is_untagged = pc.equal(pc.list_value_length(table["tags"]), 0)
+    roots = tuple(config.folder for config in configs)
     return IngestResult(
-        manifest=Manifest(table, tuple(roots), background, {"pictures_found": len(tasks)}),
+        manifest=Manifest(table.select(SCHEMA.names), roots, background, {"pictures_found": len(tasks)}, told),
         rejects=sorted(rejects),
-        captions_missing=rows.counter["missing"],
-        captions_empty=rows.counter["empty"],
+        captions_missing=pc.sum(pc.invert(table["captioned"])).as_py() or 0,
+        captions_empty=pc.sum(pc.and_(table["captioned"], is_untagged)).as_py() or 0,
         captions_doubled=sum(scan.captions_doubled for scan in scans),
         duplicates=len(table) - len(table["sha256"].unique()),
-        profiles_ignored=rows.counter["profile_ignored"],
+        profiles_ignored=pc.sum(table["profile_ignored"]).as_py() or 0,
         files_ignored=sum(scan.files_ignored for scan in scans),
         repeats={scan.root / folder: count for scan in scans for folder, count in sorted(scan.repeats.items())},
+        records_unused=sum(scan.records_unused for scan in scans),
+        copies=copies,
     )
 
 
-def _check_sources(sources: Sequence[Path]) -> list[Path]:
-    """The folders, resolved."""
+def _judge(outcome: Outcome, config: SourceConfig, rewriter: TagRewriter) -> Outcome:
+    """What decoding found, after the rules of the source and the lists of tags."""
+    if not isinstance(outcome, Facts):
+        return outcome
+    try:
+        check_size(outcome.height, outcome.width, config.rules)
+        return outcome._replace(tags=rewriter.rewrite(outcome.tags))
+    except ImageRejected as error:
+        return error.reason, str(error)
+
+
+def _categories(
+    table: pa.Table, told: Counter[tuple[str, str]], rewriter: TagRewriter, named: Mapping[str, str]
+) -> dict[str, str]:
+    """tag → category, of the table's tags: what a list names, else what most records say, else none (general).
+
+    What is said of an alias is said of its right spelling, too.
+    """
+    votes: dict[str, Counter[str]] = {}
+    for (tag, category), count in told.items():
+        votes.setdefault(rewriter.aliases.get(tag, tag), Counter())[category] += count
+    vocabulary = pc.unique(pc.list_flatten(table["tags"])).to_pylist()
+    found = {}
+    for tag in sorted(vocabulary):
+        most = min(votes.get(tag, {}).items(), key=lambda vote: (-vote[1], vote[0]), default=(GENERAL, 0))
+        category = named.get(tag, most[0])
+        if category != GENERAL:
+            found[tag] = category
+    return found
+
+
+def _check_sources(sources: Sequence[Path | SourceConfig]) -> list[SourceConfig]:
+    """The sources, with their paths resolved."""
     if not sources:
         raise ConfigError("expected at least one folder of pictures, found none.")
-    roots: list[Path] = []
+    found: list[SourceConfig] = []
     for source in sources:
-        if not source.exists():
-            raise ConfigError(f"expected a folder of pictures, found nothing at {source}.")
-        if not source.is_dir():
-            raise ConfigError(f"expected a folder of pictures, found a file at {source}: name the folder it is in.")
-        root = source.resolve()
-        for other in roots:
+        config = source if isinstance(source, SourceConfig) else SourceConfig(source)
+        folder = config.folder
+        if not folder.exists():
+            raise ConfigError(f"expected a folder of pictures, found nothing at {folder}.")
+        if not folder.is_dir():
+            raise ConfigError(f"expected a folder of pictures, found a file at {folder}: name the folder it is in.")
+        root = folder.resolve()
+        for other in (each.folder for each in found):
             if root.is_relative_to(other) or other.is_relative_to(root):
                 raise ConfigError(f"expected folders apart from each other, found {root} and {other}: name the outer.")
-        roots.append(root)
-    return roots
+        found.append(replace(config, folder=root, records=config.records.resolve() if config.records else None))
+    return found
 
 
-def _check_output(path: Path, roots: Sequence[Path]) -> None:
+def _check_output(path: Path, sources: Iterable[SourceConfig], lists: TagLists) -> None:
     if path.suffix != ".parquet" or path.is_dir():
         raise ConfigError(f"manifest: expected the path of a .parquet file to write, found {path}.")
-    for root in roots:
+    for root in (source.folder for source in sources):
         if path.resolve().is_relative_to(root):
             raise ConfigError(
                 f"manifest: expected a place outside the folders of pictures, which are never written to; "
                 f"found {path} in {root}."
             )
-
-
-# --- one picture ------------------------------------------------------------------------------------------------------
-
-
-class _Facts(NamedTuple):
-    """What a row holds beyond its task."""
-
-    sha256: str
-    file_bytes: int
-    format: str
-    height: int
-    width: int
-    tags: ParsedTags
-    profile_ignored: bool
-
-
-_Outcome: TypeAlias = _Facts | tuple[str, str]
-"""facts, or (reason, sentence)"""
-
-
-def _inspect(task: ImageTask, background: Colour) -> _Outcome:
-    """Decodes one picture and reads its caption. Runs in the workers."""
-    try:
-        tags = _read_tags(task)
-        decoded = read_image(Path(task.root, task.path), background)
-    except ImageRejected as error:
-        return error.reason, str(error)
-    height, width = decoded.image.height, decoded.image.width
-    return _Facts(decoded.sha256, decoded.file_bytes, decoded.format, height, width, tags, decoded.profile_ignored)
-
-
-def _read_tags(task: ImageTask) -> ParsedTags:
-    text = task.text or ""
-    if task.sidecar is not None:
-        text = _read_caption(Path(task.root, task.sidecar))
-    try:
-        return parse_tags(text)
-    except DataError as error:
-        raise ImageRejected("caption_invalid", f"caption: {error}") from error
-
-
-def _read_caption(path: Path) -> str:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageRejected("caption_unreadable", f"expected a regular file, found something else at {path.name}.")
-        if status.st_size > MAX_CAPTION_BYTES:
-            raise ImageRejected("caption_too_large", f"expected at most 1 MB of caption, found {status.st_size} bytes.")
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ImageRejected("caption_not_utf8", f"expected UTF-8 in {path.name}, found {error}.") from error
-    except OSError as error:
-        raise ImageRejected("caption_unreadable", f"cannot read {path.name}: {error.strerror}.") from error
-
-
-# --- all pictures -----------------------------------------------------------------------------------------------------
-
-_CHUNK = 16
-"""pictures a message to a worker: a small one decodes in less time than the message takes"""
-
-_DIED = ("decoder_died", f"the picture killed the process that decoded it, or took it over {MAX_CPU_SECONDS} s.")
-
-
-def _inspect_all(tasks: Sequence[ImageTask], background: Colour, workers: int) -> Iterator[tuple[ImageTask, _Outcome]]:
-    """Each task with its outcome, in the order given."""
-    if workers == 0:
-        yield from ((task, _inspect(task, background)) for task in tasks)
-        return
-    chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
-    under_way = 2 * workers
-    while chunks:
-        done = 0
-        try:
-            for outcomes in _run_pool(chunks, background, workers, under_way):
-                yield from zip(chunks[done], outcomes, strict=True)
-                done += 1
-        except BrokenProcessPool:
-            # The culprit is among those that were under way: they are done again one by one, so that it has a name.
-            for chunk in chunks[done : done + under_way]:
-                yield from _inspect_singly(chunk, background)
-            done += under_way
-        chunks = chunks[done:]
-
-
-def _run_pool(
-    chunks: Sequence[Sequence[ImageTask]], background: Colour, workers: int, under_way: int
-) -> Iterator[list[_Outcome]]:
-    """The outcomes of each chunk in turn. A bounded number is under way, so memory does not grow with the folder."""
-    with _pool(min(workers, len(chunks))) as pool:
-        waiting: deque[Future[list[_Outcome]]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(_inspect_chunk, chunk, background))
-                if len(waiting) == under_way:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _inspect_singly(chunk: Sequence[ImageTask], background: Colour) -> Iterator[tuple[ImageTask, _Outcome]]:
-    """One picture at a time in a process that is replaced when a picture kills it."""
-    pool = _pool(1)
-    try:
-        for task in chunk:
-            try:
-                yield task, pool.submit(_inspect_chunk, [task], background).result()[0]
-            except BrokenProcessPool:
-                yield task, _DIED
-                pool.shutdown()
-                pool = _pool(1)
-    finally:
-        pool.shutdown()
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # spawn: a fork would copy the locked locks of whatever else runs here (torch, Arrow, a progress bar).
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    pool.submit(os.getpid).result()  # a worker that cannot even start is a bug to show, not a broken picture
-    return pool
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the pool
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-
-
-def _inspect_chunk(tasks: Sequence[ImageTask], background: Colour) -> list[_Outcome]:
-    return [_inspect_timed(task, background) for task in tasks]
-
-
-def _inspect_timed(task: ImageTask, background: Colour) -> _Outcome:
-    """`_inspect`, ended with its process by a signal after `MAX_CPU_SECONDS`.
-
-    Processor time, not the clock's: a slow disk or a busy machine is no fault of the picture.
-    """
-    if not hasattr(signal, "setitimer"):  # Windows
-        return _inspect(task, background)
-    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
-    outcome = _inspect(task, background)
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    return outcome
+    read = [source.records for source in sources if source.records] + lists.files()
+    for written in (path, rejects_path(path), copies_path(path)):
+        if written.resolve() in [each.resolve() for each in read]:
+            raise ConfigError(f"manifest: {written} would take the place of a file that is read: give another name.")
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -324,17 +247,15 @@ class _Rows:
     """Collects rows in Arrow batches, so that six million pictures are not six million objects."""
 
     def __init__(self) -> None:
-        self.counter: Counter[str] = Counter()
-        self._schema = pa.schema([column for column in SCHEMA if column.name != "id"])
+        more = [("captioned", pa.bool_()), ("profile_ignored", pa.bool_()), ("perceptual_hash", pa.uint64())]
+        self._schema = pa.schema([*(column for column in SCHEMA if column.name != "id"), *more])
         self._columns: dict[str, list[object]] = {name: [] for name in self._schema.names}
         self._batches: list[pa.Table] = []
 
-    def add(self, task: ImageTask, facts: _Facts) -> None:
-        captioned = task.sidecar is not None or task.text is not None
-        self.counter["missing"] += not captioned
-        self.counter["empty"] += captioned and not facts.tags.tags
-        self.counter["profile_ignored"] += facts.profile_ignored
-        row = task._asdict() | facts._asdict() | {"tags": facts.tags.tags, "kept_tags": facts.tags.kept}
+    def add(self, task: ImageTask, facts: Facts) -> None:
+        tagged = {"tags": facts.tags.tags, "kept_tags": facts.tags.kept}
+        captioned = {"captioned": task.sidecar is not None or task.text is not None}
+        row = task._asdict() | facts._asdict() | tagged | captioned
         for name, values in self._columns.items():
             values.append(row[name])
         if len(self._columns["path"]) == _BATCH:
@@ -346,10 +267,55 @@ class _Rows:
             values.clear()
 
     def table(self) -> pa.Table:
-        """All rows, with their ids."""
+        """All rows; their ids are given when it is known which of them stay."""
         self._flush()
-        table = pa.concat_tables(self._batches)
-        return table.add_column(0, SCHEMA.field("id"), _ids(table["sha256"]))
+        return pa.concat_tables(self._batches)
+
+
+class CopyLine(NamedTuple):
+    """A picture that is there more than once, as .duplicates.csv has it."""
+
+    source: int
+    path: str
+    kind: str
+    """exact or near"""
+    distance: int
+    """bits in which the perceptual hashes differ"""
+    kept_source: int
+    kept_path: str
+    dropped: bool
+
+
+def _without_copies(table: pa.Table, config: DuplicateConfig, rejects: list[Reject]) -> tuple[pa.Table, list[CopyLine]]:
+    """(the rows that stay, with their ids; the copies found). Copies that are dropped are added to `rejects`."""
+    pixels = table["height"].to_numpy().astype(np.int64) * table["width"].to_numpy()
+    copies = find_copies(table["sha256"].to_pylist(), table["perceptual_hash"].to_numpy(), pixels, config)
+    sources, paths = table["source"], table["path"]
+    stays = np.ones(len(table), bool)
+    lines = []
+    for row, kept, kind, distance in copies:
+        dropped = "drop" in (config.exact if kind == "exact" else config.near)
+        line = CopyLine(
+            sources[row].as_py(),
+            paths[row].as_py(),
+            kind,
+            distance,
+            sources[kept].as_py(),
+            paths[kept].as_py(),
+            dropped,
+        )
+        lines.append(line)
+        if dropped:
+            stays[row] = False
+            where = f"{line.kept_path} of source {line.kept_source}"
+            sentence = (
+                f"it has the bytes of {where}." if kind == "exact" else f"it looks like {where} ({distance} bits)."
+            )
+            rejects.append(
+                Reject(line.source, line.path, "duplicate" if kind == "exact" else "near_duplicate", sentence)
+            )
+    kept_rows = table.filter(pa.array(stays))
+    return kept_rows.add_column(0, SCHEMA.field("id"), _ids(kept_rows["sha256"])), lines
 
 
 def _ids(digests: pa.ChunkedArray) -> pa.Array:
@@ -369,12 +335,26 @@ def _ids(digests: pa.ChunkedArray) -> pa.Array:
 
 
 def _write_rejects(result: IngestResult, path: Path) -> None:
+    roots = [str(root) for root in result.manifest.sources]
+    lines = ([roots[source], *texts] for source, *texts in result.rejects)
+    _write_csv(path, ["source", "path", "reason", "sentence"], lines)
+
+
+def _write_copies(result: IngestResult, path: Path) -> None:
+    roots = [str(root) for root in result.manifest.sources]
+    header = ["source", "path", "kind", "distance", "kept_source", "kept_path", "dropped"]
+    lines = (
+        (roots[source], *middle, roots[kept], path, dropped) for source, *middle, kept, path, dropped in result.copies
+    )
+    _write_csv(path, header, lines)
+
+
+def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Iterable[object]]) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["source", "path", "reason", "sentence"])
-            for source, *texts in result.rejects:
-                writer.writerow([_cell(text) for text in (str(result.manifest.sources[source]), *texts)])
+            writer.writerow(header)
+            writer.writerows([_cell(str(value)) for value in line] for line in lines)
 
     write_atomically(path, write)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from sumizome.data.batch_plan import BatchPlan, MicroBatch
 from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
 from sumizome.data.latents import LatentCache
+from sumizome.data.tag_table import load_tag_table
 from sumizome.data.tags import TagWeightConfig, tag_loss_weights
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
@@ -78,15 +79,23 @@ def build_loader(
     categories: Mapping[str, str] | None = None,
     prefetch: int = 2,
 ) -> "BatchLoader":
-    """The loader of a run. `categories` maps tags to their category; `prefetch` steps are made ahead, 0 = none.
+    """The loader of a run; `prefetch` steps are made ahead, 0 = none.
+
+    `categories` maps tags to their category; by default it is what came with the pictures. Those of `tag_weights.table`
+    go before either.
 
     Raises: ConfigError, DataError if nothing can be trained so.
     """
+    categories = cache.plan.categories if categories is None else categories
+    tag_weights, given = tag_weights or TagWeightConfig(), None
+    if tag_weights.table is not None:
+        edited = load_tag_table(tag_weights.table)
+        categories, given = {**categories, **edited.categories}, edited.weights
     train, validation = split_validation(cache.index.id, validation_count)
     repeats = np.zeros(len(cache), np.int64)
     repeats[train] = cache.index.repeats[train]
     weights = np.zeros(len(cache))
-    weights[train] = tag_loss_weights(cache.index.table(train), tag_weights or TagWeightConfig(), categories)
+    weights[train] = tag_loss_weights(cache.index.table(train), tag_weights, categories, given)
     plan = BatchPlan(
         cache.index.bucket,
         repeats,
@@ -94,7 +103,7 @@ def build_loader(
         micro_batches_per_step=micro_batches_per_step,
         seed=derive_seed(seed, "order"),
     )
-    return BatchLoader(cache, plan, validation, weights, captions or CaptionConfig(), categories or {}, seed, prefetch)
+    return BatchLoader(cache, plan, validation, weights, captions or CaptionConfig(), categories, seed, prefetch)
 
 
 @dataclass(frozen=True, eq=False)

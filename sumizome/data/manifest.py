@@ -22,7 +22,14 @@ from sumizome.data.images import MAX_SIDE, WHITE, Colour
 from sumizome.errors import ManifestError
 from sumizome.files import write_atomically
 
-__all__ = ["MANIFEST_VERSION", "SCHEMA", "Manifest", "load_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST_VERSION",
+    "SCHEMA",
+    "Manifest",
+    "load_manifest",
+    "tags_by_category",
+    "write_manifest",
+]
 
 MANIFEST_VERSION = 1
 
@@ -58,13 +65,15 @@ class Manifest:
     """what transparent pictures were, and are to be, composited on"""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """what else ingest was told, for the record"""
+    categories: Mapping[str, str] = field(default_factory=dict)
+    """tag → category of those that are not general"""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the rows and the background.
+        """SHA-256 (hex) of the rows, the background and the tags' categories.
 
         The same rows give the same digest however they are chunked, written or read. The sources' absolute paths are
         left out, so that moving a folder does not invalidate what was made from it.
@@ -72,6 +81,8 @@ class Manifest:
         digest = hashlib.sha256(f"manifest {MANIFEST_VERSION} {self.background}".encode())
         for name in SCHEMA.names:
             digest.update(f"\x1f{name}\x1f".encode() + _column_digest(self.table[name]))
+        if self.categories:
+            digest.update(json.dumps(sorted(self.categories.items())).encode())
         return digest.hexdigest()
 
     def image_path(self, row: int) -> Path:
@@ -110,9 +121,19 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         "background": list(manifest.background),
         "settings": dict(manifest.settings),
     }
+    if manifest.categories:
+        header["categories"] = tags_by_category(manifest.categories)
     sealed = json.dumps(header | {"seal": _seal(header, manifest)}, sort_keys=True)
     table = manifest.table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_METADATA_KEY: sealed})
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def tags_by_category(categories: Mapping[str, str]) -> dict[str, list[str]]:
+    """category → its tags, sorted: as files hold what `Manifest.categories` says; each name is written once."""
+    found: dict[str, list[str]] = {}
+    for tag, category in sorted(categories.items()):
+        found.setdefault(category, []).append(tag)
+    return found
 
 
 def _seal(header: Mapping[str, Any], manifest: Manifest) -> str:
@@ -146,6 +167,7 @@ def load_manifest(path: Path) -> Manifest:
         sources=tuple(Path(source) for source in header["sources"]),
         background=(red, green, blue),
         settings=header["settings"],
+        categories={tag: category for category, tags in header.get("categories", {}).items() for tag in tags},
     )
     if header.get("seal") != _seal(header, manifest):
         raise ManifestError(f"expected {path} as it was written, found its seal broken: run `sumizome ingest` again.")
@@ -185,6 +207,13 @@ def _is_header(header: Mapping[str, Any]) -> bool:
         and len(background) == 3
         and all(isinstance(channel, int) and 0 <= channel <= 255 for channel in background)
         and isinstance(header.get("settings"), dict)
+        and _is_tags_by_category(header.get("categories", {}))
+    )
+
+
+def _is_tags_by_category(categories: Any) -> bool:
+    return isinstance(categories, dict) and all(
+        isinstance(tags, list) and all(isinstance(tag, str) for tag in tags) for tags in categories.values()
     )
 
 

@@ -3,7 +3,7 @@
 Owns the format, the fingerprint and the checks. Knows no VAE and no pixels; `latents` reads what this commits. The
 invariant: a unit counts once its commit record, written last, is there; and nothing is read that does not match it.
 
-    latents.json                    fingerprint, plan, the command that made it
+    latents.json                    fingerprint, plan, the command that made it, the tags' categories
     units/unit-00000.safetensors    raw latents before normalisation, float16 [n, c, h, w], one tensor "HxW" a bucket
     units/unit-00000.parquet        one row a picture: `INDEX_SCHEMA`
     units/unit-00000.json           commit record: counts, rejected pictures, SHA-256 of the two files above
@@ -13,7 +13,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float16
 from safetensors.numpy import save
 
+from sumizome.data.manifest import tags_by_category
 from sumizome.data.sources import Reject
 from sumizome.errors import ShardError
 from sumizome.files import sha256_of, write_atomically
@@ -119,6 +120,8 @@ class CachePlan:
     """Rows of the manifest in a unit; the last has the rest."""
     command: str
     """What to run to make the folder again, or to finish it."""
+    categories: Mapping[str, str] = field(default_factory=dict)
+    """tag → category, the manifest's; `manifest_digest` covers it, so it cannot be another's."""
 
     @property
     def units(self) -> int:
@@ -136,7 +139,10 @@ class CachePlan:
 
 def write_plan(root: Path, plan: CachePlan) -> None:
     """Begins a latent folder. Raises: DataError if the disk cannot be written."""
-    _write_json(root / "latents.json", {"format": FORMAT_VERSION, **asdict(plan)})
+    content = {"format": FORMAT_VERSION, **asdict(plan), "categories": tags_by_category(plan.categories)}
+    if not plan.categories:
+        del content["categories"]
+    _write_json(root / "latents.json", content)
 
 
 def load_plan(root: Path) -> CachePlan:
@@ -159,8 +165,9 @@ def load_plan(root: Path) -> CachePlan:
         images, unit_size = int(content["images"]), int(content["unit_size"])
         if min(images, unit_size) < 1:
             raise ValueError(f"{images} images in units of {unit_size}")
-        return CachePlan(fingerprint, images, unit_size, str(content["command"]))
-    except (KeyError, TypeError, ValueError) as error:
+        categories = {tag: name for name, tags in content.get("categories", {}).items() for tag in tags}
+        return CachePlan(fingerprint, images, unit_size, str(content["command"]), categories)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ShardError(
             f"{path}: not what `sumizome prepare` writes ({error}); run it again into another folder"
         ) from error

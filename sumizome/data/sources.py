@@ -1,21 +1,27 @@
-"""What a user's folder holds: which files are pictures, where each one's caption stands, how often it repeats.
+"""What a source holds: which files are pictures, where each one's caption or record stands, how often it repeats.
 
 Owns the folder conventions (same-stem `.txt` / `.caption`, kohya's `N_name/` repeats, `metadata.jsonl`) and what is
-refused by name alone; opens no picture. Invariant: a scan follows from the names and the metadata files, not from the
-order in which the disk lists them, and every picture in it is either a task or a reject. Names are untrusted: they
-never lead out of the folder, and are printed escaped.
+refused by name or record alone; opens no picture. Records of dumps are `matching`'s, what they lead to is `rules`'.
+Invariant: a scan follows from the names and the metadata files, not from the order in which the disk lists them, and
+every picture in it is either a task or a reject. Names are untrusted: they never lead out of the folder, and are
+printed escaped.
 """
 
 import json
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from sumizome.data.images import ImageRejected
+from sumizome.data.matching import SIDECAR_SUFFIX, Matches, match_records
+from sumizome.data.records import Record, read_lines
+from sumizome.data.rules import check_rating, derived_tags
+from sumizome.data.source_config import MAX_REPEATS, PictureRules, SourceConfig
 
 __all__ = ["ImageTask", "Reject", "SourceScan", "printable", "scan_source"]
 
@@ -27,10 +33,6 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 CAPTION_SUFFIXES = (".txt", ".caption")
 """the first that exists is read"""
 METADATA_NAME = "metadata.jsonl"
-MAX_LINE = 2**20
-"""characters of one line of metadata"""
-MAX_REPEATS = 1000
-"""`1999_name` is a name, not a repeat count: years and serial numbers begin folder names, too"""
 
 
 class Reject(NamedTuple):
@@ -42,7 +44,9 @@ class Reject(NamedTuple):
     reason: str
     """One short word. Those of `ImageRejected`; by name `bad_path`, `link_outside`, `linked_folder`, `zero_repeats`,
     `caption_without_image`, `metadata_invalid`, `metadata_outside`, `metadata_without_image`, `metadata_twice`; by
-    content `caption_unreadable`, `caption_too_large`, `caption_not_utf8`, `caption_invalid`, `decoder_died`"""
+    record `record_missing`, `record_invalid`, `record_twice`, `rating_missing`, `rating_excluded`; by content
+    `caption_unreadable`, `caption_too_large`, `caption_not_utf8`, `caption_invalid`, `decoder_died`, `md5_mismatch`,
+    `below_min_side`, `below_min_pixels`, `duplicate`, `near_duplicate`"""
     sentence: str
 
 
@@ -55,6 +59,8 @@ class ImageTask(NamedTuple):
     repeats: int
     sidecar: str | None
     text: str | None
+    md5: str | None = None
+    """of the file, as its record has it"""
 
 
 @dataclass
@@ -77,15 +83,32 @@ class SourceScan:
     """files that are neither picture nor caption"""
     repeats: dict[str, int] = field(default_factory=dict)
     """kohya folder → its repeats"""
+    records_unused: int = 0
+    """records of pictures that are not there"""
+    categories: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(tag, category) → records that say so"""
 
     def reject(self, path: str, reason: str, sentence: str) -> None:
-        self.rejects.append(Reject(self.source, printable(path), reason, sentence))
+        self.rejects.append(Reject(self.source, printable(path), reason, printable(sentence)))
 
 
-def scan_source(source: int, root: Path) -> SourceScan:
-    """The pictures below the folder `root` (absolute, resolved), which gets the index `source`."""
-    scan = SourceScan(source, root)
+def scan_source(source: int, config: SourceConfig) -> SourceScan:
+    """The pictures of a source (its folder absolute, resolved), which gets the index `source`.
+
+    Raises: ConfigError, DataError: records that are not there or cannot be read.
+    """
+    scan = SourceScan(source, config.folder)
     _list_files(scan)
+    if config.kind == "folder":
+        _scan_folder(scan)
+    else:
+        _scan_records(scan, config)
+    if config.repeats > 1:
+        scan.tasks = [task._replace(repeats=task.repeats * config.repeats) for task in scan.tasks]
+    return scan
+
+
+def _scan_folder(scan: SourceScan) -> None:
     _read_metadata(scan)
     pictured = {_stem(path) for path in scan.files if _suffix(path) in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES}
     for path in sorted(scan.files):
@@ -101,7 +124,56 @@ def scan_source(source: int, root: Path) -> SourceScan:
             scan.reject(path, "caption_without_image", "expected a picture of the same name beside this caption.")
         elif suffix not in CAPTION_SUFFIXES and posixpath.basename(path) != METADATA_NAME:
             scan.files_ignored += 1
-    return scan
+
+
+def _scan_records(scan: SourceScan, config: SourceConfig) -> None:
+    """Every picture has a record that is wanted, or is a reject; caption files are not looked at."""
+    pictures = sorted(path for path in scan.files if _suffix(path) in IMAGE_SUFFIXES)
+    matches = match_records(
+        config.kind,
+        pictures,
+        scan.files,
+        root=scan.root,
+        table=config.records,
+        columns=config.columns,
+        check=lambda path: _check_link(scan, path),
+    )
+    scan.records_unused = matches.unused
+    for where, error in matches.rejects:
+        scan.reject(where, error.reason, str(error))
+    wanted: list[tuple[ImageTask, Record]] = []
+    for path in pictures:
+        try:
+            record = _usable_record(path, matches, config.rules)
+            wanted.append((_build_task(scan, path, captions=False), record))
+        except ImageRejected as error:
+            scan.reject(path, error.reason, str(error))
+    scan.tasks = _record_tasks(scan, wanted, config.rules)
+    for path in sorted(scan.files.difference(pictures)):
+        if _suffix(path) in OTHER_IMAGE_SUFFIXES:
+            scan.reject(path, "format_not_supported", f"expected PNG, JPEG or WebP, found {_suffix(path)}: convert it.")
+        elif path.removesuffix(SIDECAR_SUFFIX) not in matches.records and scan.root / path != config.records:
+            scan.files_ignored += 1
+
+
+def _usable_record(path: str, matches: Matches, rules: PictureRules) -> Record:
+    if path in matches.failed:
+        raise matches.failed[path]
+    if path not in matches.records:
+        raise ImageRejected("record_missing", "expected a record of this picture, found none.")
+    check_rating(matches.records[path], rules)
+    return matches.records[path]
+
+
+def _record_tasks(scan: SourceScan, wanted: Sequence[tuple[ImageTask, Record]], rules: PictureRules) -> list[ImageTask]:
+    """The tasks with their records' tags and those that rules add; counts the categories."""
+    tasks = []
+    added = derived_tags([record for _, record in wanted], rules)
+    for (task, record), more in zip(wanted, added, strict=True):
+        scan.categories.update((*record.categories, *more))
+        text = ", ".join(filter(None, [record.text, *(tag for tag, _ in more)]))
+        tasks.append(task._replace(text=text, md5=record.md5))
+    return tasks
 
 
 def _list_files(scan: SourceScan) -> None:
@@ -126,12 +198,13 @@ def _list_files(scan: SourceScan) -> None:
                     scan.links.add(path)
 
 
-def _build_task(scan: SourceScan, path: str) -> ImageTask:
+def _build_task(scan: SourceScan, path: str, *, captions: bool = True) -> ImageTask:
     if path != printable(path) or "\\" in path:
         raise ImageRejected(
             "bad_path", "expected a name in UTF-8 without control characters or backslashes: rename it."
         )
-    sidecars = [caption for suffix in CAPTION_SUFFIXES if (caption := _stem(path) + suffix) in scan.files]
+    suffixes = CAPTION_SUFFIXES if captions else ()
+    sidecars = [caption for suffix in suffixes if (caption := _stem(path) + suffix) in scan.files]
     for used in (path, *sidecars[:1]):
         _check_link(scan, used)
     repeats = _repeats(path, scan.repeats)
@@ -187,21 +260,14 @@ def _read_metadata(scan: SourceScan) -> None:
     for metadata in sorted(path for path in scan.files if posixpath.basename(path) == METADATA_NAME):
         try:
             _check_link(scan, metadata)
-            for number, line in _lines(scan.root / metadata):
+            if not (scan.root / metadata).is_file():
+                raise ImageRejected("metadata_invalid", "expected a regular file, found something else.")
+            for number, line in read_lines(scan.root / metadata):
                 _read_line(scan, metadata, number, line)
         except ImageRejected as error:
             scan.reject(metadata, error.reason, str(error))
         except (OSError, UnicodeDecodeError) as error:
             scan.reject(metadata, "metadata_invalid", f"expected a readable file in UTF-8: {error}.")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    if not path.is_file():
-        raise ImageRejected("metadata_invalid", "expected a regular file, found something else.")
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), ""), start=1):
-            if line.strip():
-                yield number, line
 
 
 def _read_line(scan: SourceScan, metadata: str, number: int, line: str) -> None:

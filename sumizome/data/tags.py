@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sumizome.errors import ConfigError, DataError
 
 __all__ = [
+    "GENERAL",
     "KEPT_MARKER",
     "MAX_TAGS",
     "MAX_TAG_LENGTH",
@@ -29,6 +30,7 @@ __all__ = [
     "parse_tags",
     "tag_counts",
     "tag_loss_weights",
+    "tag_statistics",
 ]
 
 MAX_TAGS = 2000
@@ -157,6 +159,9 @@ class TagWeightConfig:
     """the greatest weight of an image's loss, at least 1; 2: no image counts for more than two"""
     min_count: int = 10
     """tags seen less often count as this often, in images an epoch; 10: what is rarer is mostly misspelling"""
+    table: Path | None = None
+    """a CSV that `sumizome tags` wrote, edited or not: the weights and categories of its tags are used in place of
+    computed ones (strength and min_count have no say then; tags that it lacks weigh 1); the bounds still hold"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 4:
@@ -172,7 +177,12 @@ class TagWeightConfig:
 Weights: TypeAlias = NDArray[np.float64]
 
 
-def tag_loss_weights(table: pa.Table, config: TagWeightConfig, categories: Mapping[str, str] | None = None) -> Weights:
+def tag_loss_weights(
+    table: pa.Table,
+    config: TagWeightConfig,
+    categories: Mapping[str, str] | None = None,
+    given: Mapping[str, float] | None = None,
+) -> Weights:
     """One loss weight an image, float64 [rows], within [min_weight, max_weight], of mean 1 over an epoch.
 
     A tag weighs (m / c_t)^strength, where m is the typical count of its category: the geometric mean over the
@@ -181,20 +191,64 @@ def tag_loss_weights(table: pa.Table, config: TagWeightConfig, categories: Mappi
     general tags drown the one character. Then all are scaled together and clipped, so that the mean is 1 with the
     bounds kept; the mean counts an image as often as it repeats.
 
-    `table` needs `tags` and `repeats`. Source: report §4.3.
+    `table` needs `tags` and `repeats`. `given` has the weights of tags in place of the formula; others weigh 1 then.
+    Source: report §4.3.
     """
     repeats = table["repeats"].to_numpy().astype(np.float64)
-    if config.strength == 0 or not len(table):
+    if (config.strength == 0 and given is None) or not len(table):
         return np.ones(len(table))
     vocabulary, codes, rows = _encode(table["tags"])
     names, category = _categorise(vocabulary, categories or {})
-    counts = np.bincount(codes, weights=repeats[rows], minlength=len(vocabulary))
-    log_counts = np.log(np.maximum(counts, config.min_count))
-    occurrences = np.maximum(np.bincount(category, weights=counts, minlength=len(names)), 1)
-    typical = np.bincount(category, weights=counts * log_counts, minlength=len(names)) / occurrences
-    tag_weight = np.exp(config.strength * (typical[category] - log_counts))
+    counts = np.bincount(codes, weights=repeats[rows], minlength=len(vocabulary)).astype(np.float64)
+    if given is None:
+        tag_weight = _tag_weights(counts, category, len(names), config)
+    else:
+        tag_weight = np.array([given.get(tag, 1.0) for tag in vocabulary.to_pylist()], np.float64)
     raw = _mean_by_category(len(table), rows, tag_weight[codes], category[codes], len(names))
     return _bounded_with_mean_one(raw, repeats, config.min_weight, config.max_weight)
+
+
+def _tag_weights(counts: Weights, category: NDArray[np.int64], category_count: int, config: TagWeightConfig) -> Weights:
+    """(typical count of the category / the tag's count)^strength, float64 [vocabulary]."""
+    log_counts = np.log(np.maximum(counts, config.min_count))
+    occurrences = np.maximum(np.bincount(category, weights=counts, minlength=category_count), 1)
+    typical = np.bincount(category, weights=counts * log_counts, minlength=category_count) / occurrences
+    weights: Weights = np.exp(config.strength * (typical[category] - log_counts))
+    return weights
+
+
+def tag_statistics(
+    table: pa.Table,
+    config: TagWeightConfig,
+    categories: Mapping[str, str] | None = None,
+    given: Mapping[str, float] | None = None,
+) -> pa.Table:
+    """What weighting does to each tag, the most frequent first.
+
+    Columns: `tag`, `category`, `count` (times that an epoch shows it), `weight` (the tag's own) and `effective` (the
+    sum of the loss weights of these showings: the count as training feels it). Arguments as of `tag_loss_weights`.
+    """
+    vocabulary, codes, rows = _encode(table["tags"])
+    names, category = _categorise(vocabulary, categories or {})
+    shown = table["repeats"].to_numpy().astype(np.float64)
+    felt = shown * tag_loss_weights(table, config, categories, given)
+    counts, effective = (
+        np.bincount(codes, weights=each[rows], minlength=len(vocabulary)).astype(np.float64) for each in (shown, felt)
+    )
+    if given is None:
+        weights = _tag_weights(counts, category, len(names), config)
+    else:
+        weights = np.array([given.get(tag, 1.0) for tag in vocabulary.to_pylist()], np.float64)
+    found = pa.table(
+        {
+            "tag": vocabulary,
+            "category": pa.array(names).take(pa.array(category)),
+            "count": counts.astype(np.int64),
+            "weight": weights,
+            "effective": effective,
+        }
+    )
+    return found.sort_by([("count", "descending"), ("tag", "ascending")])
 
 
 def _categorise(vocabulary: pa.Array, categories: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:

@@ -54,6 +54,56 @@ def test_kept_tags_stand_first_in_every_showing() -> None:
     assert split(caption(replace(config, tag_dropout=1.0, keep_tokens=9))) == list(TAGS)
 
 
+def test_protected_groups_are_spared_by_tag_dropout_and_nothing_else_changes() -> None:
+    config = replace(PLAIN, tag_dropout=1.0, protect=("character", "people"))
+    assert split(caption(config)) == ["1girl", "hatsune miku"]
+    half = CaptionConfig(tag_dropout=0.5, caption_dropout=0.0)
+    for repeat in range(50):
+        free = split(caption(half, repeat=repeat))
+        spared = split(caption(replace(half, protect=("copyright",)), repeat=repeat))
+        assert [tag for tag in spared if tag in free] == free
+        assert set(spared) == {*free, "vocaloid"}
+
+
+def test_groups_left_out_are_in_no_caption_unless_kept() -> None:
+    config = replace(PLAIN, leave_out=("general", "copyright"), protect=("general",))
+    assert split(caption(config)) == ["hatsune miku"]  # 1girl is of both groups: people and general
+    assert split(plain_caption(TAGS, 0, config, categories=CATEGORIES)) == ["hatsune miku"]
+    assert split(caption(config, kept=1)) == ["sky", "hatsune miku"]
+    assert split(plain_caption(TAGS, 1, config, categories=CATEGORIES)) == ["sky", "hatsune miku"]
+
+
+def test_a_group_goes_as_a_whole_as_often_as_told_and_moves_nothing() -> None:
+    tags = ("someone", "vocaloid", "one", "two", "sky")
+    categories = {"one": "character", "two": "character"}
+    config = CaptionConfig(caption_dropout=0.0, group_dropout=("character=0.3", "artist=1"))
+
+    def build(config: CaptionConfig, repeat: int) -> list[str]:
+        text = build_caption(
+            tags, 0, config, seed=7, epoch=0, sample_id="x", repeat=repeat, categories=CATEGORIES | categories
+        )
+        return split(text)
+
+    gone = 0
+    for repeat in range(500):
+        whole, found = build(replace(config, group_dropout=()), repeat), build(config, repeat)
+        assert "someone" not in found
+        assert ("one" in found) == ("two" in found)
+        gone += "one" not in found
+        assert found == [tag for tag in whole if tag in found]
+        assert len(found) in (2, 4)
+    assert abs(gone - 150) < 5 * (500 * 0.3 * 0.7) ** 0.5
+    assert "someone" in plain_caption(tags, 0, config, categories=CATEGORIES)
+
+
+@pytest.mark.parametrize("text", ["artist", "artist=", "artist=2", "artist=nan", "=0.5"])
+def test_group_dropouts_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="group_dropout"):
+        CaptionConfig(group_dropout=(text,))
+    with pytest.raises(ConfigError, match="group_dropout"):
+        CaptionConfig(group_dropout=("artist=0.1", "artist=0.2"))
+
+
 def test_every_part_of_the_seed_makes_another_showing() -> None:
     tags = tuple(f"tag {i}" for i in range(20))
     config = CaptionConfig(caption_dropout=0.0)

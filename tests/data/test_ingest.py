@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from malformed import MALFORMED, encoded
 from PIL import Image
 
 from sumizome.cli import ingest as cli
-from sumizome.data import ingest as ingest_module
+from sumizome.data import inspection
 from sumizome.data.ingest import IngestResult, ingest, ingest_to, rejects_path
 from sumizome.data.manifest import load_manifest
 from sumizome.errors import ConfigError, DataError
@@ -354,7 +355,7 @@ def test_manifest_and_rejects_are_written_and_replaced_whole(folder: Path, tmp_p
     (folder / "dogs" / "0.png").unlink()
     ingest_to(path, [folder], workers=0)
     assert len(load_manifest(path)) == 39
-    assert sorted(file.name for file in path.parent.iterdir()) == ["m.parquet", "m.rejects.csv"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["m.duplicates.csv", "m.parquet", "m.rejects.csv"]
 
 
 def test_the_rejects_file_is_safe_in_a_spreadsheet(tmp_path: Path) -> None:
@@ -388,11 +389,23 @@ def test_a_picture_that_kills_or_holds_its_decoder_is_named_and_the_rest_go_on(
     for name in ("7_kill.png", "dogs/spin.png"):
         draw(folder / name)
     expected = ingest([folder], workers=0)
-    monkeypatch.setattr(ingest_module, "_inspect_chunk", inspect_chunk)
+    monkeypatch.setattr(inspection, "_inspect_chunk", inspect_chunk)
     result = ingest([folder], workers=2)
     died = {path for path, reason in reasons(result).items() if reason == "decoder_died"}
     assert died == {"7_kill.png", "dogs/spin.png"}
     assert rows(result).keys() == rows(expected).keys() - died
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux keeps the limit")
+def test_a_picture_that_takes_too_much_memory_is_named_and_the_rest_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (6000, 6000)).save(folder / "hungry.png")
+    assert "hungry.png" in rows(ingest([folder], workers=1))
+    monkeypatch.setattr(inspection, "MAX_MEMORY_BYTES", 100 << 20)  # of 144 MB that its pixels take
+    result = ingest([folder], workers=1)
+    assert reasons(result)["hungry.png"] == "out_of_memory"
+    assert len(result.manifest) == 40
 
 
 def test_the_command_prints_what_came_in_and_what_did_not(

@@ -1,6 +1,7 @@
 """The manifest: what is written is read back, the digest follows the content alone, and damage is named before use."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,22 @@ def test_the_digest_follows_the_rows_and_nothing_else(tmp_path: Path) -> None:
         manifest(rows().slice(0, 2)),
     ]
     assert len({other.digest for other in [original, *different]}) == 6
+
+
+def test_categories_are_stored_sealed_and_part_of_the_digest(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    plain = manifest()
+    told = replace(plain, categories={"hatsune miku": "character", "<b>": "artist", "赤": "artist"})
+    write_manifest(told, path)
+    read = load_manifest(path)
+    assert (read.categories, read.digest) == (told.categories, told.digest)
+    other = replace(plain, categories={"hatsune miku": "artist", "<b>": "artist", "赤": "artist"})
+    assert len({plain.digest, told.digest, other.digest}) == 3
+    header = json.loads(pq.read_schema(path).metadata[b"sumizome"])
+    for categories, complaint in [({"artist": ["<b>"]}, "seal"), ({"artist": "x"}, "header"), ([], "header")]:
+        write_raw(path, rows(), header | {"categories": categories})
+        with pytest.raises(ManifestError, match=complaint):
+            load_manifest(path)
 
 
 def test_an_empty_manifest_has_a_digest_and_reads_back(tmp_path: Path) -> None:

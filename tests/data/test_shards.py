@@ -1,5 +1,6 @@
 """Latent shards: what is written is what is read, and no damage gets past the opening."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -127,6 +128,18 @@ def test_the_files_are_what_the_module_says(pristine: Path) -> None:
 def test_the_plan_comes_back(pristine: Path) -> None:
     assert load_plan(pristine) == PLAN
     assert [len(PLAN.rows(unit)) for unit in range(PLAN.units)] == [5, 5, 1]
+
+
+def test_categories_come_back_and_leave_no_trace_where_there_are_none(tmp_path: Path) -> None:
+    write_plan(tmp_path / "plain", PLAN)
+    assert "categories" not in json.loads((tmp_path / "plain" / "latents.json").read_text())
+    plan = dataclasses.replace(PLAN, categories={"miku": "character", "<b>": "artist", "赤": "artist"})
+    write_plan(tmp_path / "told", plan)
+    assert load_plan(tmp_path / "told") == plan
+    text = (tmp_path / "told" / "latents.json").read_text()
+    (tmp_path / "told" / "latents.json").write_text(text.replace("miku", "luka"))
+    with pytest.raises(ShardError, match="damaged"):
+        load_plan(tmp_path / "told")
 
 
 def test_tag_counts_can_be_taken_of_a_part(pristine: Path) -> None:

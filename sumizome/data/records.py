@@ -1,0 +1,232 @@
+"""What a dump says of a picture: one row of JSONL, CSV or parquet, or one JSON object, as a `Record`.
+
+Owns the column mapping and the reading of tables; which file a record belongs to is `matching`'s. Invariant: a record
+is data. Its id, md5 and file name are compared with the files that were listed and never opened as paths.
+"""
+
+import csv
+import datetime
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sumizome.data.images import ImageRejected
+from sumizome.data.source_config import Columns
+from sumizome.data.tags import normalise_tag
+from sumizome.errors import ConfigError, DataError
+
+__all__ = ["MAX_LINE", "Record", "Row", "build_record", "parse_object", "read_lines", "read_rows", "row_keys"]
+
+MAX_LINE = 2**20
+"""characters of one line of metadata"""
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+class Record(NamedTuple):
+    """One picture's row, checked."""
+
+    where: str
+    """file and line, for messages"""
+    text: str
+    """its tags, between commas"""
+    categories: tuple[tuple[str, str], ...]
+    """(tag, category) of those whose category is known"""
+    md5: str | None
+    """32 hex digits"""
+    rating: str | None
+    """lower case"""
+    score: float | None
+    year: int | None
+
+
+def build_record(row: Row, columns: Columns, where: str) -> Record:
+    """The record in a row.
+
+    Raises: ImageRejected("record_invalid") for tags that are neither text nor a list of it, or an md5 that is none.
+    """
+    md5 = _text(_find(row, columns.md5), "md5").strip().lower()
+    if md5 and not re.fullmatch("[0-9a-f]{32}", md5):
+        raise ImageRejected("record_invalid", f"expected an md5 of 32 hex digits, found {md5[:40]!r}.")
+    categorised = [
+        (tag, category)
+        for category, names in columns.categories.items()
+        for tag in _tags(_find(row, names), columns.separator)
+    ]
+    # Where categories are nested (`tags.artist`), the column `tags` itself is an object, not a list of tags.
+    loose = [] if categorised else _tags(_find(row, columns.tags), columns.separator)
+    caption = _text(_find(row, columns.caption), "a caption")
+    rating = _find(row, columns.rating)
+    return Record(
+        where=where,
+        text=", ".join([*filter(None, [caption]), *(tag for tag, _ in categorised), *loose]),
+        categories=tuple(categorised),
+        md5=md5 or None,
+        rating=rating.strip().lower() or None if isinstance(rating, str) else None,
+        score=_number(_find(row, columns.score)),
+        year=_year(_find(row, columns.created_at)),
+    )
+
+
+def row_keys(row: Row, columns: Columns) -> tuple[str | None, set[str]]:
+    """(path of its file, stems that its file may have) as the row tells them; untrusted."""
+    file, found = _find(row, columns.file), (_find(row, columns.id), _find(row, columns.md5))
+    stems = {str(key).strip() for key in found if isinstance(key, str | int) and not isinstance(key, bool)}
+    return file if isinstance(file, str) and file else None, stems | {stem.lower() for stem in stems} - {""}
+
+
+def _find(row: Row, names: tuple[str, ...]) -> Any:
+    """The value of the first of the columns that the row has, else None."""
+    for name in names:
+        found: Any = row.get(name)
+        if found is None and "." in name:
+            found = row
+            for key in name.split("."):
+                found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None:
+            return found
+    return None
+
+
+def _text(value: Any, what: str) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise ImageRejected("record_invalid", f"expected {what} as text, found {type(value).__name__}.")
+
+
+def _tags(value: Any, separator: str) -> list[str]:
+    if isinstance(value, Mapping):
+        return []
+    if isinstance(value, str):
+        separator = separator or ("," if "," in value else " ")
+        value = value.split() if separator == " " else value.split(separator)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
+        raise ImageRejected("record_invalid", "expected tags as text or a list of texts, found something else.")
+    return [tag for piece in value if (tag := normalise_tag(piece))]
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+_YEAR_FIRST = re.compile(r"(?:19|20)\d\d(?=\D|$|\d{4})")
+_YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)")
+
+
+def _year(value: Any) -> int | None:
+    """2021 of "2021-05-03T…", of "Sat May 01 12:00:00 -0500 2021", of a date, of seconds or milliseconds."""
+    if isinstance(value, datetime.date):
+        return value.year
+    if isinstance(value, str):
+        text = value.strip()
+        found = _YEAR_FIRST.match(text)
+        years = [found.group()] if found else _YEAR.findall(text)
+        return int(years[-1]) if years else None
+    seconds = _number(value)
+    if seconds is None or not 0 < seconds < 4e12:
+        return None
+    return datetime.datetime.fromtimestamp(seconds / (1000 if seconds > 1e11 else 1), datetime.UTC).year
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tuple[str, Row | ImageRejected | int]]:
+    """(where, row or what is wrong with it, or how many rows were passed over) of a JSONL, CSV or parquet file.
+
+    Memory does not grow with the table. `stems` are those of the files: of a parquet file only rows with such an id or
+    md5 become Python objects; the others are counted.
+    Raises: ConfigError: no such file, another suffix. DataError: unreadable, or no column that could name a file.
+    """
+    if not path.is_file():
+        raise ConfigError(f"records: expected a file, found none at {path}.")
+    try:
+        match path.suffix.lower():
+            case ".jsonl" | ".ndjson":
+                for number, line in read_lines(path):
+                    yield f"{path.name}:{number}", parse_object(line)
+            case ".parquet":
+                yield from _parquet_rows(path, columns, stems)
+            case ".csv":
+                with path.open(encoding="utf-8-sig", newline="") as file:
+                    for number, row in enumerate(csv.DictReader(file), start=2):
+                        yield f"{path.name}:{number}", {key: value for key, value in row.items() if value}
+            case suffix:
+                raise ConfigError(f"records: expected a .jsonl, .parquet or .csv file, found {suffix or path.name}.")
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise DataError(f"expected a readable table at {path}, found: {str(error).splitlines()[0]}.") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of the lines that are not blank; a line is cut at `MAX_LINE`."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), ""), start=1):
+            if line.strip():
+                yield number, line
+
+
+def parse_object(text: str) -> Row | ImageRejected:
+    """The JSON object in a text, or why there is none."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return ImageRejected("record_invalid", "expected a JSON object, found no JSON.")
+    if not isinstance(row, dict):
+        return ImageRejected("record_invalid", "expected a JSON object, found another kind of JSON.")
+    return row
+
+
+def _parquet_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tuple[str, Row | int]]:
+    with pq.ParquetFile(path) as file:
+        present = file.schema_arrow.names
+        needed = [name for name in present if name in _top_level(columns)]
+        if not {name.partition(".")[0] for name in (*columns.file, *columns.id, *columns.md5)} & set(needed):
+            raise DataError(f"expected a column that names files (file, id or md5) in {path}, found {present}.")
+        first = 0
+        for batch in file.iter_batches(8192, columns=needed):
+            mask = _names_a_file(batch, columns, stems)
+            numbers = pc.indices_nonzero(mask).to_pylist()
+            for number, row in zip(numbers, batch.filter(mask).to_pylist(), strict=True):
+                yield f"{path.name}:{first + number + 1}", row
+            yield path.name, len(batch) - len(numbers)
+            first += len(batch)
+
+
+def _top_level(columns: Columns) -> set[str]:
+    simple = (columns.file, columns.id, columns.md5, columns.tags, columns.caption)
+    names = (*simple, columns.rating, columns.score, columns.created_at, *columns.categories.values())
+    return {part for group in names for name in group for part in (name, name.partition(".")[0])}
+
+
+def _names_a_file(batch: pa.RecordBatch, columns: Columns, stems: Set[str]) -> pa.Array:
+    """bool [rows]: the row may belong to a file with one of the stems."""
+    named = np.zeros(len(batch), bool)
+    for name in (*columns.file, *columns.id, *columns.md5):
+        if name.partition(".")[0] not in batch.schema.names:
+            continue
+        column = batch.column(name.partition(".")[0])
+        is_key = name not in columns.file and (pa.types.is_integer(column.type) or _is_text(column.type))
+        if not is_key:  # a path, or nested: looked at row by row
+            return pa.array([True] * len(batch))
+        # Python's set and not Arrow's is_in, which would hash all the stems again for each batch.
+        keys = column.cast(pa.string()).to_pylist()
+        named |= [key is not None and (key in stems or key.lower() in stems) for key in keys]
+    return pa.array(named)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

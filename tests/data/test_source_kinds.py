@@ -1,0 +1,239 @@
+"""Dumps, sidecars and metadata JSON beside pictures: each picture a row or a reject, no name a path."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_ingest import draw, reasons, rows
+
+from sumizome.cli import ingest as cli
+from sumizome.data.ingest import IngestResult, ingest, ingest_to
+from sumizome.data.manifest import load_manifest
+from sumizome.data.source_config import Columns, PictureRules, SourceConfig
+from sumizome.data.source_file import load_sources
+from sumizome.errors import ConfigError, DataError
+
+
+def run(*sources: SourceConfig) -> IngestResult:
+    return ingest(sources, workers=0)
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_lines(path: Path, content: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, content)))
+    return path
+
+
+def tags(result: IngestResult) -> dict[str, list[str]]:
+    return {path: row["tags"] for path, row in rows(result).items()}
+
+
+def test_a_booru_dump_finds_its_pictures_by_id_and_md5_in_any_folder(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    draw(root / "0012" / "12.png", 1)
+    draw(root / "13.JPG.png", 2)  # its stem is 13.JPG: no record
+    draw(root / "14.webp", 3)
+    sharded = draw(root / "new.png", 4)
+    digest = md5(sharded)
+    sharded = sharded.rename((root / digest[:2]).with_name(f"{digest.upper()}.png"))
+    content = [
+        {"id": 12, "md5": None, "tag_string_general": "by_id", "tag_string_artist": "some_one"},
+        {"id": 99, "md5": digest, "tag_string_general": "by_md5", "tag_string_artist": "some_one"},
+        {"id": 100, "tag_string_general": "nothing_there"},
+        {"id": 14, "md5": "0" * 32, "tag_string_general": "not_what_it_says"},
+    ]
+    table = write_lines(tmp_path / "posts.jsonl", content)
+    result = run(SourceConfig(root, "booru", table))
+    assert tags(result) == {"0012/12.png": ["some one", "by id"], sharded.name: ["some one", "by md5"]}
+    assert reasons(result) == {"13.JPG.png": "record_missing", "14.webp": "md5_mismatch"}
+    assert result.records_unused == 1
+    assert result.manifest.categories == {"some one": "artist"}
+    pq.write_table(pa.Table.from_pylist(content), tmp_path / "posts.parquet")
+    again = run(SourceConfig(root, "booru", tmp_path / "posts.parquet"))
+    assert again.manifest.table.to_pylist() == result.manifest.table.to_pylist()
+    assert again.manifest.digest == result.manifest.digest
+    assert (again.rejects, again.records_unused) == (result.rejects, 1)
+
+
+def test_names_in_records_select_files_and_are_never_opened(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    draw(root / "a" / "good.png", 1)
+    draw(tmp_path / "secret.png", 2)
+    names = [
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "a/../../secret.png",
+        "nul\0.png",
+        "a",
+        "",
+        "C:\\secret.png",
+    ]
+    content: list[dict[str, Any]] = [{"file_name": name, "tags": "out"} for name in names]
+    content += [{"id": name, "tags": "out"} for name in ("../secret", "/etc/passwd", "..", True, None, 1.5, ["x"])]
+    content += [{"file_name": ".\\a\\good.png", "tags": "mine"}, {"file_name": "a/good.png", "tags": "again"}]
+    result = run(SourceConfig(root, "booru", write_lines(tmp_path / "x.jsonl", content)))
+    assert tags(result) == {"a/good.png": ["mine"]}
+    assert reasons(result) == {f"x.jsonl:{len(content)}": "record_twice"}
+    assert result.records_unused == len(content) - 2
+
+
+def test_gallery_dl_sidecars(tmp_path: Path) -> None:
+    root, outside = tmp_path / "images", tmp_path / "outside"
+    outside.mkdir()
+    good = draw(root / "danbooru" / "danbooru_1_x.png", 1, caption="not read")
+    sidecar = {"category": "danbooru", "md5": md5(good), "tags_artist": ["art_ist"], "tags_general": ["1girl"]}
+    Path(f"{good}.json").write_text(json.dumps(sidecar))
+    bad = {
+        "broken.png": "{",
+        "list.png": "[]",
+        "types.png": '{"tags": 3}',
+        "bom.png": '\ufeff{"tags": "after a mark"}',
+        "control.png": json.dumps({"tags": ["a\x01b"]}),
+        "large.png": " " * (5 << 20),
+    }
+    for index, (name, text) in enumerate(bad.items()):
+        draw(root / name, 10 + index)
+        (root / f"{name}.json").write_text(text)
+    draw(root / "none.png", 2)
+    draw(root / "linked.png", 3)
+    (outside / "secret.json").write_text('{"tags": "secret"}')
+    (root / "linked.png.json").symlink_to(outside / "secret.json")
+    (root / "lonely.png.json").write_text("{}")
+    (root / "moving.gif").write_bytes(b"GIF89a")
+    result = run(SourceConfig(root, "gallery-dl"))
+    assert tags(result) == {
+        "danbooru/danbooru_1_x.png": ["art ist", "1girl"],
+        "bom.png": ["after", "a", "mark"],
+    }
+    assert reasons(result) == {
+        "broken.png": "record_invalid",
+        "list.png": "record_invalid",
+        "types.png": "record_invalid",
+        "control.png": "caption_invalid",
+        "large.png": "record_invalid",
+        "none.png": "record_missing",
+        "linked.png": "link_outside",
+        "moving.gif": "format_not_supported",
+    }
+    assert all(each.sentence.isprintable() for each in result.rejects)
+
+
+def test_kohya_metadata(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for index, name in enumerate(["a/one.png", "a/two.png", "b/three.png", "four.png", "5_x/five.png", "six.png"]):
+        draw(root / name, index)
+    content = {
+        str(root / "a/one.png"): {"tags": "1girl, blue hair", "train_resolution": [64, 64]},
+        "a/two": {"caption": "a girl", "tags": "solo"},
+        "D:\\elsewhere\\three.png": {"tags": "moved, single_tag"},
+        "four": {"tags": "blue hair"},
+        "five.png": {"caption": "plain words"},
+        "six": "no object",
+        "../../etc/passwd": {"tags": "x"},
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(content))
+    result = run(SourceConfig(root, "kohya", tmp_path / "meta.json"))
+    assert tags(result) == {
+        "a/one.png": ["1girl", "blue hair"],
+        "a/two.png": ["a girl", "solo"],
+        "b/three.png": ["moved", "single tag"],
+        "four.png": ["blue hair"],
+        "5_x/five.png": ["plain words"],
+    }
+    assert rows(result)["5_x/five.png"]["repeats"] == 5
+    assert reasons(result) == {"six.png": "record_missing", "meta.json:six": "record_invalid"}
+    assert result.records_unused == 1
+    for text in ("[]", "{", ""):
+        (tmp_path / "meta.json").write_text(text)
+        with pytest.raises(DataError, match=r"meta\.json"):
+            run(SourceConfig(root, "kohya", tmp_path / "meta.json"))
+
+
+def test_several_sources_in_one_manifest_from_a_file(tmp_path: Path) -> None:
+    draw(tmp_path / "plain" / "3_x" / "a.png", 1, caption="folder")
+    draw(tmp_path / "booru" / "1.png", 2)
+    write_lines(tmp_path / "b.jsonl", [{"number": 1, "words": ["table"], "by": "an artist;another"}])
+    (tmp_path / "sources.toml").write_text(
+        f"""
+        [[source]]
+        folder = "{tmp_path}/plain"
+        repeats = 2
+        [source.rules]
+        min_side = 8
+        [[source]]
+        folder = "{tmp_path}/booru"
+        kind = "booru"
+        records = "{tmp_path}/b.jsonl"
+        [source.columns]
+        id = "number"
+        tags = ["words"]
+        separator = ";"
+        categories = {{ artist = "by" }}
+        """
+    )
+    first, second = load_sources(tmp_path / "sources.toml")
+    assert first == SourceConfig(tmp_path / "plain", repeats=2, rules=PictureRules(min_side=8))
+    assert second.columns == Columns(id=("number",), tags=("words",), separator=";", categories={"artist": ("by",)})
+    manifest = tmp_path / "out" / "m.parquet"
+    cli.run(cli.Command((), manifest, workers=0, sources=tmp_path / "sources.toml"))
+    read = load_manifest(manifest)
+    assert [(row["source"], row["path"], row["tags"], row["repeats"]) for row in read.table.to_pylist()] == [
+        (0, "3_x/a.png", ["folder"], 6),
+        (1, "1.png", ["an artist", "another"], 1),
+    ]
+    assert read.categories == {"an artist": "artist", "another": "artist"}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "one .*source"),
+        ("x = 1\n[[source]]\nfolder='a'", "unknown key 'x'"),
+        ("[[source]]\n", "the key 'folder'"),
+        ("[[source]]\nfolder='a'\n[[source]]\nfoldr='a'", "source 2: unknown key 'foldr'; did you mean 'folder'"),
+        ("[[source]]\nfolder='a'\nrules={rating=['g']}", "did you mean 'ratings'"),
+        ("[[source]]\nfolder='a'\nrepeats='2'", "repeats: expected a whole number"),
+        ("[[source]]\nfolder='a'\nrepeats=true", "repeats: expected a whole number"),
+        ("[[source]]\nfolder='a'\nrepeats=0", "repeats: expected 1 to"),
+        ("[[source]]\nfolder='a'\nrules=3", "rules: expected a table"),
+        ("[[source]]\nfolder='a'\nkind='boru'", "expected 'folder', 'booru'"),
+        ("[[source]]\nfolder='a'\nkind='booru'", "expected records"),
+        ("[[source]]\nfolder='a'\nrecords='b.jsonl'", "expected no records"),
+        ("[[source]]\nfolder='a'\nrules={year='{year}'}", "a source of kind 'folder' has none"),
+        ("[[source]]\nfolder='a'\nkind='gallery-dl'\nrules={quality=['best']}", "percentile=tag"),
+        ("[[source]]\nfolder='a'\ncolumns={categories={artist=3}}", "categories.artist: expected text"),
+        ("[[source", "not valid TOML"),
+    ],
+)
+def test_a_source_file_that_cannot_be_is_one_clear_error(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        load_sources(tmp_path / "s.toml")
+    assert str(tmp_path / "s.toml") in str(caught.value)
+
+
+def test_what_is_read_is_never_written_over(tmp_path: Path) -> None:
+    draw(tmp_path / "images" / "1.png")
+    posts = tmp_path / "posts.parquet"
+    pq.write_table(pa.table({"id": [1], "tags": ["a"]}), posts)
+    rejects = write_lines(tmp_path / "m.rejects.csv", [])
+    before = posts.read_bytes()
+    with pytest.raises(ConfigError, match="a file that is read"):
+        ingest_to(posts, [SourceConfig(tmp_path / "images", "booru", posts)], workers=0)
+    with pytest.raises(ConfigError, match="a file that is read"):
+        ingest_to(tmp_path / "m.parquet", [SourceConfig(tmp_path / "images", "booru", rejects)], workers=0)
+    assert posts.read_bytes() == before
+
+
+def test_one_table_of_records_belongs_to_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one folder, found 2"):
+        cli.run(cli.Command((tmp_path, tmp_path), tmp_path / "m.parquet", kind="booru", records=tmp_path / "x.jsonl"))
+    with pytest.raises(ConfigError, match="set them in --sources"):
+        cli.run(cli.Command((), tmp_path / "m.parquet", rules=PictureRules(min_side=3), sources=tmp_path / "s.toml"))
