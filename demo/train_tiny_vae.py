@@ -37,7 +37,7 @@ CROPS = ((0.0, 32), (0.6, 48))
 FLAT_EVERY = 12
 """One crop in so many is a flat colour."""
 LATENT_NOISE = 0.1
-"""Added to the latents while the decoder learns, in units of each channel's deviation: a U-Net's latents are not exact."""
+"""Added to the latents while the decoder learns, in units of a channel's deviation: a U-Net's latents are not exact."""
 DETAIL_DEVIATION = 0.7
 """Of the fourth channel (a gradient within the patch) after normalisation, where the three colours have 1."""
 AVERAGE_DECAY = 0.998
@@ -265,7 +265,7 @@ def latent_moments(vae: AutoencoderKL, pictures: list[Tensor]) -> tuple[list[flo
 
 
 def write_asset(vae: AutoencoderKL, pictures: list[Tensor], path: Path) -> None:
-    """float16 weights whose latents, times the scaling factor, have mean 0 and deviation 1 (DETAIL_DEVIATION); atomically."""
+    """float16 weights, atomically; normalised latents have mean 0 and deviation 1, the fourth DETAIL_DEVIATION."""
     mean, deviation = latent_moments(vae, pictures)
     deviation[-1] /= DETAIL_DEVIATION
     folded = fold_latent_statistics(copy.deepcopy(vae), mean, deviation)

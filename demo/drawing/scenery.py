@@ -378,6 +378,13 @@ SCENES: dict[Painter, float] = {
 """Painter → how often."""
 
 BACKDROPS: dict[Painter, float] = {
-    plain_backdrop: 16, day_sky: 3, night_sky: 3, sunset_sky: 0.7, classroom: 0.8, woods: 0.7, seaside: 0.7, petals: 0.5,
-}  # fmt: skip
+    plain_backdrop: 16,
+    day_sky: 3,
+    night_sky: 3,
+    sunset_sky: 0.7,
+    classroom: 0.8,
+    woods: 0.7,
+    seaside: 0.7,
+    petals: 0.5,
+}
 """Painter → how often."""

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from sumizome.data.manifest import write_atomically
 from sumizome.data.tags import MAX_TAG_LENGTH
 from sumizome.errors import DataError
+from sumizome.files import write_atomically
 
 __all__ = ["FrequencyClass", "TagTable", "frequency_classes", "load_tag_table", "write_tag_table"]
 
