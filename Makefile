@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 # uv installs in seconds what pip installs in minutes; it looks for local wheels where pip was told to.
 UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
-# Threads that spin at OpenMP's barriers starve every other process of a small machine.
-export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test test-slow lint emoji clean
 .DEFAULT_GOAL := help

@@ -30,8 +30,10 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 2 after one line that says what the user can do, or 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Before torch is imported: OpenMP threads that spin at a barrier starve every other process of a small machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is imported: OpenMP threads that spin for long at a barrier starve every other process of a small
+    # machine, and threads that sleep at once halve the speed of small operations. So they spin for a moment.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         _dispatch(arguments)
