@@ -45,6 +45,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 emoji: $(VENV)/.installed
+	$(UV) --constraint constraints.txt fonttools
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/emoji.sh
 
 clean:

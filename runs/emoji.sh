@@ -14,7 +14,7 @@ python demo/emoji.py --out "$work/pictures"
 sumizome ingest "$work/pictures" --manifest "$work/manifest.parquet" --background white
 
 # 3. A tiny SDXL to train, and the pictures as its latents.
-sumizome init --out "$work/tiny"
+[ -d "$work/tiny" ] || sumizome init --out "$work/tiny"
 sumizome prepare "$work/manifest.parquet" --model "$work/tiny" --out "$work/latents" --area 64 --step 16
 
 # 4. Train; run the script again after an interruption from here on, and training goes on where it was.
@@ -25,4 +25,4 @@ sumizome sample --model "$work/run" --out "$work/samples" --count 4 --prompt \
   "red heart" "grinning face, smile" "full moon, night" "evergreen tree" "red apple" "soccer ball" "black circle" "flag"
 
 # 6. Files for other programs.
-sumizome export "$work/run" --folder "$work/export/diffusers" --file "$work/export/emoji.safetensors"
+sumizome export "$work/run" --folder "$work/export/diffusers" --file "$work/export/emoji.safetensors" --overwrite

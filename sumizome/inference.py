@@ -31,6 +31,7 @@ __all__ = [
     "Picture",
     "PictureRequest",
     "SamplingConfig",
+    "check_canvas",
     "draw_pictures",
     "guided_denoiser",
     "initial_noise",
@@ -76,7 +77,7 @@ class Picture:
     request: PictureRequest
     image: Image.Image
     dropped: str = ""
-    """The end of the prompt that did not fit into the chunks; "" if all did."""
+    """The ends of prompt and negative prompt that did not fit into the chunks; "" if all did."""
 
 
 def native_canvas(model: SDXLModel) -> tuple[int, int]:
@@ -98,7 +99,7 @@ def draw_pictures(
     Raises: ConfigError for a canvas that the model cannot draw.
     """
     for request in requests:
-        _check_canvas(model, request.canvas)
+        check_canvas(model, request.canvas)
     batches = list(_batches(requests, batch_size, max_chunks))
     total = sum(batch[0].sampling.steps for batch in batches)
     done = 0
@@ -111,7 +112,9 @@ def draw_pictures(
         for request, row in zip(batch, latents, strict=True):
             # One at a time: at SDXL's size decoding takes more memory than the U-Net.
             (image,) = _images(decode_latents(model.vae, row[None]))
-            yield Picture(request, image, chunk_prompt(request.prompt, max_chunks).dropped)
+            prompts = (request.prompt, request.negative_prompt)
+            dropped = [chunk_prompt(prompt, max_chunks).dropped for prompt in prompts]
+            yield Picture(request, image, "; ".join(filter(None, dropped)))
 
 
 def _batches(requests: Sequence[PictureRequest], batch_size: int, max_chunks: int) -> Iterator[list[PictureRequest]]:
@@ -172,7 +175,8 @@ def _denoiser(model: SDXLModel, conditioning: UNetConditioning) -> Denoise:
     return Denoiser(schedule, model.prediction_type, predict, network_dtype=model.unet.dtype)
 
 
-def _check_canvas(model: SDXLModel, canvas: tuple[int, int]) -> None:
+def check_canvas(model: SDXLModel, canvas: tuple[int, int]) -> None:
+    """Raises: ConfigError for a canvas that the model cannot draw."""
     # The U-Net halves the latents at every level but the last; other sides would not come back to their size.
     multiple = vae_factor(model.vae) * 2 ** (len(model.unet.config["block_out_channels"]) - 1)
     if any(side < multiple or side % multiple for side in canvas):

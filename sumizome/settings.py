@@ -31,7 +31,8 @@ def parse(command_type: type, arguments: Sequence[str], prog: str, description: 
     flags: list[str] = []
     for index, argument in enumerate(arguments):
         # A TOML file stands alone: as the value of a flag it is that flag's.
-        if argument.endswith(".toml") and not (index and arguments[index - 1].startswith("--")):
+        before = arguments[index - 1] if index else ""
+        if argument.endswith(".toml") and (not before.startswith("--") or "=" in before):
             from_files += _flags_from_toml(Path(argument), command_type)
         else:
             flags.append(argument)

@@ -44,6 +44,9 @@ def run(command: Command) -> None:
 
     if command.folder is None and command.file is None:
         raise ConfigError("nothing to write; give --folder DIR, --file FILE.safetensors, or both")
+    for path in (command.folder, command.file):
+        if path is not None and path.exists() and not command.overwrite:
+            raise ConfigError(f"{path} exists; give another path, or --overwrite to replace it")
     if is_run_dir(command.model):
         model, step = load_trained_model(command.model, command.weights)
         print(f"{command.model}: step {step}, {command.weights} weights")

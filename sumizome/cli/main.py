@@ -47,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output (`| head`) has left: not an error. Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch itself may not be imported
+            raise
+        print(
+            f"sumizome: the device's memory is full: {str(error).split('. ')[0]}; use smaller batches", file=sys.stderr
+        )
+        return 2
     return 0
 
 

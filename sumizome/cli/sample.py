@@ -41,7 +41,7 @@ class Command:
     canvas: tuple[int, int] | None = None
     """Height and width in pixels; by default the model's own, 1024 1024 for SDXL."""
     seed: int = 0
-    """Of the first picture; each further one has the next seed."""
+    """Of a prompt's first picture; its further ones, and the next lines of a file, have the next seeds."""
     count: int = 1
     """Pictures a prompt."""
     steps: int = 28
@@ -59,12 +59,15 @@ class Command:
     """Pictures drawn at once; the result does not depend on it."""
     max_chunks: int = 3
     """Longest prompt, in chunks of 75 tokens; what does not fit is reported."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of U-Net and text encoders; the VAE is always float32."""
     device: str = "auto"
     """"auto" takes a CUDA device when there is one; else cpu, cuda, cuda:1."""
 
 
 def run(command: Command) -> None:
     """Draws the pictures, and one grid of all of them."""
+    from rich.console import Console
     from rich.progress import Progress
 
     from sumizome.errors import ConfigError
@@ -73,10 +76,16 @@ def run(command: Command) -> None:
 
     if not command.prompt and command.prompts is None:
         raise ConfigError('nothing to draw; give --prompt "…" or --prompts FILE')
+    for flag in ("count", "batch_size", "max_chunks"):
+        if getattr(command, flag) < 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(command, flag)}; give 1 or more")
     model, name = _load(command)
     requests = _requests(command, model)
+    if not requests:
+        raise ConfigError(f"{command.prompts}: no prompt in it, only comments and empty lines")
     images = []
-    with Progress(transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(transient=True, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=None)
         pictures = draw_pictures(
             model,
@@ -98,15 +107,18 @@ def run(command: Command) -> None:
 
 def _load(command: Command) -> "tuple[SDXLModel, str]":
     """The model on its device, and the name that the pictures' metadata give it."""
+    import torch
+
     from sumizome.device import choose_device
     from sumizome.models.sdxl import load_model
     from sumizome.train.run_dir import is_run_dir, load_trained_model
 
     device = choose_device(command.device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[command.dtype]
     if is_run_dir(command.model):
-        model, step = load_trained_model(command.model, command.weights, device=device)
+        model, step = load_trained_model(command.model, command.weights, device=device, dtype=dtype)
         return model, f"{command.model.resolve().name}-step{step}"
-    return load_model(command.model, device=device), command.model.stem
+    return load_model(command.model, device=device, dtype=dtype), command.model.stem
 
 
 def _requests(command: Command, model: "SDXLModel") -> "list[PictureRequest]":

@@ -45,7 +45,8 @@ def _opening(trainer: "Trainer") -> str:
     start = f"resuming at step {trainer.steps_done}" if trainer.steps_done else "from the base model"
     return (
         f"{config.run_dir}: {count / 1e6:.1f} M parameters on {trainer.device.type} ({config.precision}), "
-        f"{trainer.loader.plan.samples_per_epoch} images an epoch, {batch} a step, {config.steps} steps, {start}"
+        f"{trainer.loader.plan.samples_per_epoch} images an epoch, "
+        f"{len(trainer.loader.validation_rows)} held out for validation, {batch} a step, {config.steps} steps, {start}"
     )
 
 

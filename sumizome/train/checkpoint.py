@@ -3,14 +3,14 @@
 A checkpoint is a directory `step-00000500` of safetensors files and `state.json`, committed in this order: files into
 a temporary directory, each flushed to disk; `manifest.json` with every file's SHA-256 last; one rename. A directory
 without a manifest is never read, and nothing is unpickled. Training state is (weights, optimizer, EMA, step): data
-order, captions, crops, noise and timesteps follow from (seed, epoch, sample), see `sumizome.seeds`.
+order, captions, crops, noise and timesteps follow from the seed and what they are for, see `sumizome.seeds`.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def latest_checkpoint(directory: Path) -> tuple[Checkpoint | None, list[str]]:
+def latest_checkpoint(directory: Path, tensors: Sequence[str] = _TENSOR_FILES) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies (None when there is none at all), and what was wrong with newer ones.
 
     Raises: CheckpointError when checkpoints exist and every one is damaged.
@@ -118,7 +118,7 @@ def latest_checkpoint(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     complaints: list[str] = []
     for path in reversed(list_checkpoints(directory)):
         try:
-            return read_checkpoint(path), complaints
+            return read_checkpoint(path, tensors), complaints
         except CheckpointError as error:
             complaints.append(str(error))
     if complaints:
@@ -129,21 +129,21 @@ def latest_checkpoint(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, every digest verified first.
+def read_checkpoint(path: Path, tensors: Sequence[str] = _TENSOR_FILES) -> Checkpoint:
+    """The checkpoint at `path`, verified first; `tensors` names what is read of it, the rest stays empty.
 
     Raises: CheckpointError naming the file that is missing or differs.
     """
-    verify_checkpoint(path)
+    verify_checkpoint(path, tensors)
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if state.get("format") != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format {state.get('format')}, this version reads {FORMAT_VERSION}")
-    tensors = {name: load_file(path / f"{name}.safetensors") for name in _TENSOR_FILES}
-    return Checkpoint(step=int(state["step"]), facts=state["facts"], **tensors)
+    loaded = {name: load_file(path / f"{name}.safetensors") if name in tensors else {} for name in _TENSOR_FILES}
+    return Checkpoint(step=int(state["step"]), facts=state["facts"], **loaded)
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Compares every file with the manifest. safetensors alone loads a flipped bit in silence.
+def verify_checkpoint(path: Path, tensors: Sequence[str] = _TENSOR_FILES) -> None:
+    """Compares the files with the manifest. safetensors alone loads a flipped bit in silence.
 
     Raises: CheckpointError naming the file that is missing or differs.
     """
@@ -157,6 +157,8 @@ def verify_checkpoint(path: Path) -> None:
     if set(expected) != required:
         raise CheckpointError(f"{manifest}: lists {sorted(expected)}, expected {sorted(required)}")
     for name, digest in expected.items():
+        if name != "state.json" and name.removesuffix(".safetensors") not in tensors:
+            continue
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: missing")
         if sha256_of(path / name) != digest:
@@ -181,5 +183,6 @@ def load_optimizer(
     for key, value in tensors.items():
         name, moment = key.rsplit("/", 1)
         parameter = parameters[name]
-        # A fused optimizer wants its step counter on the parameter's device too.
-        optimizer.state[parameter][moment] = value.to(parameter.device)
+        # A copy: what was loaded maps a file that pruning will remove. A fused optimizer wants its step counter on the
+        # parameter's device too.
+        optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)

@@ -30,7 +30,7 @@ class ValidationConfig:
     every: int = 500
     """Steps between validations; 0 = never. One is always made at the last step."""
     count: int = 64
-    """Pictures held out of training, chosen by a hash of their id, so the same ones on every run."""
+    """Pictures held out of training, one in twenty at most, chosen by a hash of their id: the same on every run."""
     timesteps: tuple[int, ...] = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900, 950, 990, _TERMINAL)
     """Timesteps at which the loss is measured; 999 is pure noise."""
 
@@ -112,6 +112,10 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
         top = self.schedule.num_timesteps - 1
+        if self.validation.every and not self.validation.timesteps:
+            raise ConfigError("validation.timesteps is empty; name some, or set validation.every to 0")
+        if self.preview.every and not self.preview.prompts:
+            raise ConfigError("preview.prompts is empty; give some, or set preview.every to 0")
         outside = [t for t in self.validation.timesteps if not 0 <= t <= top]
         if outside:
             raise ConfigError(f"validation.timesteps holds {outside[0]}; they go from 0 to {top}")

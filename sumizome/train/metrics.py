@@ -60,13 +60,13 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole record of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """Every whole record of a `metrics.jsonl`; a line cut short by a kill is left out."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
         except ValueError:
-            break
+            continue
     return records
 
 
@@ -87,7 +87,7 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 class Window:
-    """Sums over the steps since the last record. Losses are summed on the device and fetched once."""
+    """What the steps since the last record did."""
 
     def __init__(self) -> None:
         self.steps = 0

@@ -17,17 +17,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from sumizome import __version__
 from sumizome.errors import CheckpointError, ConfigError
 from sumizome.files import hold_lock, write_atomically
 from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.models.vae import model_digest, vae_digest
 from sumizome.settings import as_mapping, read_toml, to_toml
-from sumizome.train.checkpoint import latest_checkpoint
+from sumizome.train.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints
 from sumizome.train.config import TrainConfig
 
 __all__ = [
+    "base_digests",
+    "check_base_model",
     "hold_run_dir",
     "is_run_dir",
     "load_trained_model",
@@ -54,7 +58,10 @@ def hold_run_dir(run_dir: Path) -> Iterator[None]:
 
     Raises: CheckpointError when another process holds it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{run_dir}: not a directory that can be written ({error.strerror})") from error
 
     def refusal(holder: str) -> CheckpointError:
         return CheckpointError(
@@ -71,7 +78,7 @@ def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
     Raises: ConfigError naming the first setting that would change what is learned.
     """
     path = config.run_dir / "config.toml"
-    if path.exists():
+    if path.exists() and list_checkpoints(config.run_dir / "checkpoints"):
         _check_unchanged(path, config)
     _write_text(path, to_toml(config))
     environment = {
@@ -121,6 +128,26 @@ def trained_parameters(model: SDXLModel, train_text_encoders: bool) -> dict[str,
     return {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
 
 
+def base_digests(model: SDXLModel) -> dict[str, str]:
+    """SHA-256 of each part of a base model, as checkpoints remember it."""
+    return {
+        "unet": model_digest(model.unet),
+        "text_encoders": model_digest(model.text_encoders),
+        "vae": vae_digest(model.vae),
+    }
+
+
+def check_base_model(run_dir: Path, checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
+    """Raises: CheckpointError naming the part of the base model that is not the one the run was trained from."""
+    remembered = checkpoint.facts.get("base_model", {})
+    for part, digest in digests.items():
+        if remembered.get(part) != digest:
+            raise CheckpointError(
+                f"{run_dir}: it was trained from another base model: the {part.replace('_', ' ')} had the digest "
+                f"{str(remembered.get(part))[:8]}, now {digest[:8]}; give the model that it was started with"
+            )
+
+
 def load_trained_model(
     run_dir: Path, weights: Literal["ema", "raw"] = "ema", **load_options: Any
 ) -> tuple[SDXLModel, int]:
@@ -129,12 +156,19 @@ def load_trained_model(
     Raises: CheckpointError when there is no checkpoint yet; ModelError when the base model cannot be read.
     """
     config = read_run_config(run_dir)
-    checkpoint, complaints = latest_checkpoint(run_dir / "checkpoints")
+    checkpoint, complaints = latest_checkpoint(
+        run_dir / "checkpoints", tensors=("ema" if weights == "ema" else "weights",)
+    )
     if checkpoint is None:
         raise CheckpointError(f"{run_dir}: no checkpoint yet; let `sumizome train` reach one (checkpoint.every)")
     for complaint in complaints:
         print(f"sumizome: warning: {complaint}; using step {checkpoint.step} instead")
     model = load_model(config.model, **load_options)
+    frozen = {name: digest for name, digest in base_digests(model).items() if name != "unet"}
+    if config.optim.text_encoder_lr > 0:
+        del frozen["text_encoders"]
+    if load_options.get("dtype", torch.float32) == torch.float32:  # digests are of float32 weights
+        check_base_model(run_dir, checkpoint, frozen)
     tensors = checkpoint.ema if weights == "ema" else checkpoint.weights
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     if set(parameters) != set(tensors):

@@ -2,7 +2,8 @@
 
 `build_trainer` takes the settings apart and resumes what is there; `Trainer.steps` trains and yields a report a step,
 so that the progress bar, and the decision to stop, belong to the caller. One process; every random number is a
-function of (seed, epoch, sample), so weights, optimizer, average and step are the whole state.
+function of the run's seed and of what it is for (epoch and sample, or step and position), so weights, optimizer,
+average and step are the whole state.
 """
 
 import math
@@ -21,8 +22,9 @@ from sumizome.device import choose_device
 from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.errors import CheckpointError, NonFiniteError
+from sumizome.inference import check_canvas
 from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.models.vae import model_digest, vae_digest
+from sumizome.models.vae import vae_digest
 from sumizome.train.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -37,11 +39,14 @@ from sumizome.train.ema import Ema
 from sumizome.train.metrics import Metrics, Window
 from sumizome.train.optim import apply_lr, build_optimizer, lr_factor
 from sumizome.train.preview import write_preview
-from sumizome.train.run_dir import record_run, trained_parameters
+from sumizome.train.run_dir import base_digests, check_base_model, read_run_config, record_run, trained_parameters
 from sumizome.train.step import Objective, StepLoss, draw_timesteps, training_loss
 from sumizome.train.validation import validation_loss
 
 __all__ = ["StepReport", "Trainer", "build_trainer"]
+
+_HELD_OUT_AT_MOST = 20
+"""One picture in so many is held out at most, however small the set."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Trainer:
     def steps(self) -> Iterator[StepReport]:
         """Trains up to `config.steps`, yielding after each step; close the generator to stop after a step.
 
-        However it ends, the last finished step is in a checkpoint, except after a failure.
+        The last finished step is in a checkpoint when it ends, is closed, or meets a number that is not finite.
         Raises: NonFiniteError when a loss or gradient is not finite; the weights are those of the step before.
         """
         with Metrics(self.config.run_dir, self.steps_done, self.config.tensorboard) as metrics:
@@ -94,7 +99,8 @@ class Trainer:
                         saved_at = self.steps_done if "checkpoint" in notes else saved_at
                         epoch = max(max(batch.epochs) for batch in batches)
                         yield StepReport(self.steps_done, epoch, loss, self._images_per_step / seconds, notes)
-            except GeneratorExit:
+            except (GeneratorExit, NonFiniteError):
+                # In both cases the weights are those of the last finished step.
                 if saved_at < self.steps_done:
                     self._save()
                 raise
@@ -164,14 +170,19 @@ class Trainer:
         samples = samples or [sample for batch in batches for sample in batch.sample_ids]
         self.optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(
-            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}. The weights were "
-            "not changed, and the last checkpoint is whole. Look at these images, or lower optim.lr"
+            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}. The weights of "
+            "the step before are saved. Look at these images; to go on with other settings, such as a lower optim.lr, "
+            "export the run and train the export in a new run_dir"
         )
 
     def _after_step(self, metrics: Metrics) -> tuple[str, ...]:
         """Whatever is due after a step; returns what was done, in words."""
         step, config = self.steps_done, self.config
         notes: list[str] = []
+        # First of all: whatever fails below must not cost the steps since the last checkpoint.
+        if _due(step, config.checkpoint.every, config.steps):
+            self._save()
+            notes.append("checkpoint")
         if _due(step, config.log_every, config.steps):
             record = self.window.summary(self._images_per_step, self.objective.schedule.num_timesteps)
             metrics.write(step, {**record, "samples_seen": step * self._images_per_step})
@@ -187,9 +198,6 @@ class Trainer:
                 path, image = write_preview(self.model, config.preview, config.run_dir / "previews", step)
             metrics.write_image(step, "previews", image)
             notes.append(f"preview {path}")
-        if _due(step, config.checkpoint.every, config.steps):
-            self._save()
-            notes.append("checkpoint")
         return tuple(notes)
 
     def _validate(self) -> dict[str, float]:
@@ -221,17 +229,18 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
     The caller holds the run directory (`run_dir.hold_run_dir`).
     Raises: ConfigError, ModelError, ShardError, CheckpointError as their parts do, before anything is trained.
     """
+    # Absolute, so that the recorded config means the same from any directory.
+    config = replace(config, model=config.model.resolve(), latents=config.latents.resolve())
     device = choose_device(config.device)
     # The report's float32 with tf32 matrix products; without effect on a CPU.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     schedule = build_noise_schedule(config.schedule)
     model = _load_base_model(config, device)
+    if config.preview.every:
+        check_canvas(model, config.preview.canvas)
     loader = _build_loader(config, model)
     checkpoints = config.run_dir / "checkpoints"
-    facts = {
-        "base_model": {"unet": model_digest(model.unet), "text_encoders": model_digest(model.text_encoders)},
-        "latents": loader.fingerprint,
-    }
+    facts = {"base_model": base_digests(model), "latents": loader.fingerprint}
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     trainer = Trainer(
         config=config,
@@ -248,12 +257,13 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
         facts=facts,
     )
     remove_unfinished(checkpoints)
-    checkpoint, complaints = latest_checkpoint(checkpoints)
+    checkpoint, damages = latest_checkpoint(checkpoints)
+    complaints = [f"{damage}; going on from the checkpoint before it" for damage in damages]
+    complaints += _lr_complaint(config) if checkpoint is not None else []
     record_run(config, {**facts, "device": str(device)})
     checkpoints.mkdir(exist_ok=True)
     if checkpoint is not None:
         _resume(trainer, checkpoint)
-        complaints = [f"{text}; going on from step {checkpoint.step} instead" for text in complaints]
     return trainer, complaints
 
 
@@ -266,7 +276,7 @@ def _build_loader(config: TrainConfig, model: SDXLModel) -> BatchLoader:
         seed=config.seed,
         micro_batch_size=config.micro_batch_size,
         micro_batches_per_step=config.micro_batches_per_step,
-        validation_count=config.validation.count,
+        validation_count=min(config.validation.count, len(cache) // _HELD_OUT_AT_MOST),
         captions=config.captions,
         tag_weights=config.tag_weights,
     )
@@ -285,18 +295,28 @@ def _load_base_model(config: TrainConfig, device: torch.device) -> SDXLModel:
     return model
 
 
+def _lr_complaint(config: TrainConfig) -> list[str]:
+    """A word on a learning rate that depends on the run's length, when the length changes."""
+    before = read_run_config(config.run_dir).steps
+    if before == config.steps or config.optim.lr_schedule == "constant":
+        return []
+    return [
+        f"steps was {before} and is now {config.steps}: from here on the {config.optim.lr_schedule} learning rate is "
+        f"that of {config.steps} steps, so this is not the run that {config.steps} steps from the start would have been"
+    ]
+
+
 def _resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Puts the checkpoint's state into the trainer.
 
     Raises: CheckpointError when it was trained from another base model, on other latents, or does not fit.
     """
-    for fact, value in trainer.facts.items():
-        if checkpoint.facts.get(fact) != value:
-            raise CheckpointError(
-                f"{trainer.config.run_dir}: it was trained with another {fact.replace('_', ' ')} "
-                f"(digest {checkpoint.facts.get(fact)}, now {value}); give the one it was started with, "
-                "or another run_dir"
-            )
+    check_base_model(trainer.config.run_dir, checkpoint, trainer.facts["base_model"])
+    if checkpoint.facts.get("latents") != trainer.facts["latents"]:
+        raise CheckpointError(
+            f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents}; "
+            "give the ones it was started with, or another run_dir"
+        )
     if set(checkpoint.weights) != set(trainer.parameters):
         raise CheckpointError(f"{trainer.config.run_dir}: its checkpoint holds other parameters than are trained now")
     for name, parameter in trainer.parameters.items():

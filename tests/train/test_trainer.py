@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from sumizome.data.captions import CaptionConfig
+from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
+from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.train.checkpoint import list_checkpoints
 from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
 from sumizome.train.metrics import read_metrics
@@ -192,7 +194,9 @@ def test_what_would_train_something_else_is_refused(config: TrainConfig, tmp_pat
     ):
         with pytest.raises(ConfigError, match=words):
             train(changed)
-    allowed = replace(config, steps=2, log_every=1, validation=replace(config.validation, every=1, timesteps=(5,)))
+    constant = replace(config, run_dir=tmp_path / "constant", optim=replace(config.optim, lr_schedule="constant"))
+    train(constant, until=1)
+    allowed = replace(constant, steps=2, log_every=1, validation=replace(config.validation, every=1, timesteps=(5,)))
     assert [report.steps_done for report in train(allowed)] == [2]
 
 
@@ -282,3 +286,49 @@ def test_captions_that_do_not_fit_are_counted_and_no_validation_is_no_error(
     train(config)
     (record,) = read_metrics(config.run_dir / "metrics.jsonl")
     assert record["captions_cut"] == 4 * 4  # three tags and eighty words between them, one chunk of 75 tokens
+
+
+def test_an_epsilon_base_goes_on_as_a_v_model(config: TrainConfig, tiny: SDXLModel, tmp_path: Path) -> None:
+    from sumizome.export import write_diffusers_folder
+
+    epsilon = replace(tiny, prediction_type="epsilon", schedule_config=ScheduleConfig(zero_terminal_snr=False))
+    base = write_diffusers_folder(epsilon, tmp_path / "epsilon")
+    assert load_model(base).prediction_type == "epsilon"
+    train(replace(config, model=base))
+    model, _ = load_trained_model(config.run_dir)
+    assert (model.prediction_type, model.schedule_config.zero_terminal_snr) == ("v_prediction", True)
+
+
+def test_a_run_whose_base_model_was_swapped_is_not_sampled(config: TrainConfig, tmp_path: Path) -> None:
+    from sumizome.export import write_diffusers_folder
+    from sumizome.models.tiny import build_tiny_model
+
+    train(config, until=1)
+    other = write_diffusers_folder(build_tiny_model(seed=5), tmp_path / "other")
+    path = config.run_dir / "config.toml"
+    path.write_text(path.read_text().replace(str(config.model), str(other)))
+    with pytest.raises(CheckpointError, match="another base model: the text encoders"):
+        load_trained_model(config.run_dir)
+
+
+def test_a_preview_that_cannot_be_drawn_is_refused_before_training(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match="65×64"):
+        train(replace(config, preview=PreviewConfig(every=1, canvas=(65, 64))))
+
+
+def test_what_fails_after_a_step_costs_no_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sumizome.train.trainer.write_preview", broken)
+    config = replace(config, checkpoint=CheckpointConfig(every=1), preview=PreviewConfig(every=1, canvas=(32, 32)))
+    with pytest.raises(OSError, match="No space"):
+        train(config)
+    assert int(state(config)["step"]) == 1
+
+
+def test_a_longer_cosine_is_said_to_be_another_run(config: TrainConfig) -> None:
+    train(config)
+    with hold_run_dir(config.run_dir):
+        _, warnings = build_trainer(replace(config, steps=8))
+    assert "steps was 4 and is now 8" in warnings[0]
