@@ -124,7 +124,7 @@ def test_it_learns_and_says_so(config: TrainConfig) -> None:
     assert losses[-1] < 0.8 * losses[0]
     assert max(r.get("samples_seen", 0) for r in records) == 40 * 4
     assert (
-        sum(len(r["loss_by_timestep"]) for r in records if "loss" in r) == 60
+        sum(len(r["loss_by_timestep"]) for r in records if "loss" in r) == 40
     )  # every tenth of the schedule, each time
     assert all(0 < report.images_per_second < math.inf for report in reports)
 
