@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",
     "export": "write a trained model as a diffusers folder or one safetensors file",
+    "inspect": "say what a model file is, what is wrong with it, what each program makes of it",
     "schedule": "show timestep, sigma, SNR and loss weight of each sampling step",
 }
 

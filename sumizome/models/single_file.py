@@ -10,12 +10,8 @@ with the folder names of diffusers (unet, vae, text_encoder, text_encoder_2) and
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from sumizome.diffusion.prediction import PredictionType
 from sumizome.errors import ModelError
 from sumizome.models.architecture import (
     Config,
@@ -24,6 +20,11 @@ from sumizome.models.architecture import (
     unet_config,
     vae_config,
 )
+
+if TYPE_CHECKING:  # names and shapes are read without torch, whose import takes seconds
+    from torch import Tensor
+
+    from sumizome.diffusion.prediction import PredictionType
 
 __all__ = [
     "COMPONENT_PREFIXES",
@@ -59,8 +60,10 @@ class KeyRule:
     layout: Literal["same", "transposed", "fused", "pointwise"] = "same"
 
 
-def to_original(rule: KeyRule, native: Mapping[str, Tensor]) -> Tensor:
+def to_original(rule: KeyRule, native: "Mapping[str, Tensor]") -> "Tensor":
     """The original file's tensor, contiguous."""
+    import torch
+
     tensors = [native[name] for name in rule.native]
     match rule.layout:
         case "fused":
@@ -72,7 +75,7 @@ def to_original(rule: KeyRule, native: Mapping[str, Tensor]) -> Tensor:
     return tensors[0].contiguous()
 
 
-def from_original(rule: KeyRule, tensor: Tensor) -> dict[str, Tensor]:
+def from_original(rule: KeyRule, tensor: "Tensor") -> "dict[str, Tensor]":
     """The native tensors in an original file's tensor; the inverse of `to_original`."""
     match rule.layout:
         case "fused":
@@ -317,7 +320,7 @@ def _count(shapes: Shapes, pattern: str) -> int:
 # --- what the U-Net was trained to predict ---------------------------------------------------------------------------
 
 
-def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[PredictionType, bool]:
+def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> "tuple[PredictionType, bool]":
     """(prediction type, zero terminal SNR) of an original file: its marker tensors, else its metadata, else SDXL's own.
 
     `ztsnr` says nothing without `v_pred`, as in ComfyUI. Markers win over metadata because other programs read
