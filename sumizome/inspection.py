@@ -16,13 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from sumizome.errors import ModelError
-from sumizome.models.architecture import clip_config, unet_config, vae_config
+from sumizome.models.architecture import Config, clip_config, unet_config, vae_config
 from sumizome.models.expected import expected_original, expected_shapes
 from sumizome.models.single_file import COMPONENT_PREFIXES, infer_configs, prediction_of
 from sumizome.models.tensor_header import TensorEntry, TensorHeader, read_header
 from sumizome.programs import FolderScheduler, Layout, ModelFacts, Seen, Verdict, verdicts
 
-__all__ = ["Component", "Evidence", "Findings", "Shapes", "inspect_model", "sidecar_of"]
+__all__ = [
+    "MARKS",
+    "Component",
+    "Evidence",
+    "Findings",
+    "Shapes",
+    "file_configs",
+    "folder_files",
+    "inspect_model",
+    "native_name",
+    "sidecar_of",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -104,7 +115,8 @@ _OTHER_KINDS: tuple[tuple[str, str], ...] = (
     (r"conditioner\.embedders\.0\.model\.", "SDXL refiner, not the base model"),
     (r"(text_model\.)?encoder\.layers\.", "text encoder alone"),
 )
-_MARKS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max")
+MARKS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max")
+"""Empty or tiny tensors that tell programs what kind of model a file is."""
 _HARMLESS = re.compile(
     r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_max|alphas_cumprod\w*|betas|log_one_minus_\w+|posterior_\w+|sqrt_\w+|model_ema\..*|denoiser\.sigmas"
     r"|(.*\.)?(position_ids|logit_scale|attn_mask)|conditioner\.embedders\.0\..*text_projection(\.weight)?"
@@ -222,7 +234,9 @@ def _file_components(header: TensorHeader, prefix: str) -> tuple[list[Component]
     for name, start in COMPONENT_PREFIXES.items():
         own = {key: entry for key, entry in tensors.items() if key.startswith(start)}
         if own:
-            component = _component(name, own, _expected_in_file(name, {key: entry.shape for key, entry in own.items()}))
+            component = _component(
+                name, own, expected_original(name, file_configs(name, {key: entry.shape for key, entry in own.items()}))
+            )
             components.append(component)
             problems += _component_problems(component)
         elif not prefix:
@@ -238,16 +252,17 @@ _FULL_SIZE = {
 }
 
 
-def _expected_in_file(name: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """What the component should hold: by the configuration that its shapes show, or SDXL's where they show none."""
+def file_configs(name: str, shapes: Shapes) -> Config:
+    """One network's configuration: as its shapes in the original layout show it, or SDXL's where they show none."""
     try:
         config = infer_configs(shapes)[name]
         if name == "unet":
             channels = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (320, 4))[1]
             config = config | {"in_channels": channels if channels in (4, 9) else 4}
-        return expected_original(name, config)
+        expected_original(name, config)
     except (ModelError, KeyError, StopIteration, TypeError, ValueError, IndexError):
-        return expected_original(name, _FULL_SIZE[name])
+        return _FULL_SIZE[name]
+    return config
 
 
 def _component(name: str, own: Mapping[str, TensorEntry], expected: Shapes) -> Component:
@@ -325,7 +340,7 @@ def _file_evidence(
     except ModelError:
         seen, zero_snr = "EDM", False
     says: list[tuple[str, str, Seen | None, bool | None]] = []
-    for mark in _MARKS:
+    for mark in MARKS:
         if mark.startswith("edm"):
             if mark in names:
                 says.append((f"tensor {mark}", "present", "EDM", False))
@@ -455,9 +470,9 @@ def _inspect_folder(path: Path) -> Findings:
         if not (path / name).is_dir():
             problems.append(f"has no {name} folder.")
             continue
-        found = _folder_headers(path / name, _STEMS.get(name, "model"))
+        found = [read_header(file) for file in folder_files(path / name, name)]
         headers += found
-        own = {_native(name, key): entry for header in found for key, entry in header.tensors.items()}
+        own = {native_name(name, key): entry for header in found for key, entry in header.tensors.items()}
         own = {key: entry for key, entry in own.items() if not _HARMLESS.fullmatch(key)}
         try:
             expected: Shapes = expected_shapes(name, _json(path / name / "config.json"))
@@ -489,15 +504,20 @@ def _inspect_folder(path: Path) -> Findings:
     )
 
 
-def _native(name: str, key: str) -> str:
+def native_name(name: str, key: str) -> str:
+    """The name of a folder's tensor in today's diffusers, and without transformers' "text_model."."""
     if name == "vae":
         for old, new in _OLD_VAE_NAMES.items():
             key = key.replace(old, new)
     return key.removeprefix("text_model.")
 
 
-def _folder_headers(folder: Path, stem: str) -> list[TensorHeader]:
-    """Headers of a component's files: the full-precision one, else its shards, else a variant such as fp16."""
+def folder_files(folder: Path, name: str) -> list[Path]:
+    """The files of a network in its folder: the full-precision one, else its shards, else a variant such as fp16.
+
+    Raises: ModelError if there is none.
+    """
+    stem = _STEMS.get(name, "model")
     whole = folder / f"{stem}.safetensors"
     shards = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
     variants = sorted(folder.glob(f"{stem}.*.safetensors"))
@@ -507,7 +527,7 @@ def _folder_headers(folder: Path, stem: str) -> list[TensorHeader]:
             f"{folder} has no {stem}.safetensors nor shards of it (pickled .bin files are never read). "
             "Copy or download the folder again."
         )
-    return [read_header(file) for file in files]
+    return files
 
 
 def _folder_evidence(path: Path) -> tuple[FolderScheduler, tuple[Evidence, ...], Seen, bool, list[str]]:
