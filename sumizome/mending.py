@@ -149,13 +149,16 @@ def _decide_prediction(findings: Findings, config: MendConfig) -> PredictionType
         raise ConfigError(
             f"nothing in {findings.path} says what its U-Net predicts: give --prediction v or --prediction epsilon."
         )
-    if against or findings.prediction_type in (None, "EDM"):
-        what = f"{against[0]} contradicts what it is read as" if against else "it is marked as EDM"
-        raise ConfigError(f"{findings.path}: {what}. Give --prediction v or --prediction epsilon.")
     found = findings.prediction_type
     if found is None or found == "EDM":
         raise ConfigError(
-            f"{findings.path} does not say what it predicts: give --prediction v or --prediction epsilon."
+            f"{findings.path} is marked as an EDM model, which SDXL is not: --prediction v or --prediction epsilon "
+            "says what it is and removes the marks."
+        )
+    if against:
+        raise ConfigError(
+            f"{findings.path} is read as {found}, and {against[0]} contradicts that: give --prediction v or "
+            "--prediction epsilon."
         )
     return found
 
