@@ -543,9 +543,10 @@ def _changes(
     if config.vae:
         yield f"VAE of {config.vae}"
     foreign = [name for part in findings.components for name in part.foreign]
-    left = [*foreign, *(name for name in findings.ignored if name not in MARKS)]
+    known = {*MARKS, "alphas_cumprod"}
+    left = [*foreign, *(name for name in findings.ignored if name not in known)]
     if left:
-        yield f"leaves out {len(left):,} tensors that are no part of SDXL, {left[0]} for one"
-    gone = sorted(set(findings.ignored) & set(MARKS) - marks)
-    if gone and "edm" in gone[0]:
-        yield f"drops {', '.join(gone)}"
+        yield f"leaves out what is no part of SDXL: {len(left):,} tensors, {left[0]} for one"
+    gone = sorted(known.intersection(findings.ignored) - marks)
+    if gone:
+        yield f"leaves out {', '.join(gone)}"

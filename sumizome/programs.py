@@ -68,7 +68,6 @@ class Program:
     name: str
     opens: tuple[Layout, ...]
     reads: Callable[[ModelFacts], Reading]
-    if_not_opened: str
     if_prediction_is_wrong: Remedy
     if_schedule_is_wrong: str
     schedule_is_a_setting: bool = False
@@ -97,7 +96,8 @@ def verdicts(facts: ModelFacts) -> list[Verdict]:
 
 def _verdict(program: Program, facts: ModelFacts) -> Verdict:
     if facts.layout not in program.opens:
-        return Verdict(program.name, None, None, False, program.if_not_opened)
+        action = _NOT_A_FOLDER if facts.layout == "folder" else _NOT_A_UNET
+        return Verdict(program.name, None, None, False, action)
     seen = program.reads(facts)
     if seen.prediction_type != facts.prediction_type:
         remedy = program.if_prediction_is_wrong
@@ -190,8 +190,8 @@ def _sidecar_remedy(facts: ModelFacts) -> str:
     return "mend (writes NAME.yaml, which must stand beside the file)"
 
 
-_WHOLE = "needs the VAE and the text encoders in the same file"
-_FOLDER = "opens no diffusers folder: mend --out NAME.safetensors"
+_NOT_A_UNET = "needs one file that holds the VAE and the text encoders too"
+_NOT_A_FOLDER = "give it a single file: mend --out NAME.safetensors"
 
 
 PROGRAMS: tuple[Program, ...] = (
@@ -199,7 +199,6 @@ PROGRAMS: tuple[Program, ...] = (
         name="ComfyUI",
         opens=("file", "unet"),
         reads=_by_keys,
-        if_not_opened=_FOLDER,
         if_prediction_is_wrong="mend (adds v_pred, ztsnr), or node ModelSamplingDiscrete, v_prediction, zsnr ticked",
         if_schedule_is_wrong="mend (adds ztsnr), or node ModelSamplingDiscrete, v_prediction, zsnr ticked",
     ),
@@ -207,7 +206,6 @@ PROGRAMS: tuple[Program, ...] = (
         name="Forge",
         opens=("file",),
         reads=_by_keys_and_sidecar,
-        if_not_opened="needs one file that holds VAE and text encoders too",
         if_prediction_is_wrong=_sidecar_remedy,
         if_schedule_is_wrong="mend (adds ztsnr)",
     ),
@@ -215,7 +213,6 @@ PROGRAMS: tuple[Program, ...] = (
         name="A1111 1.10.1",
         opens=("file",),
         reads=_by_sidecar,
-        if_not_opened="needs one file that holds VAE and text encoders too",
         if_prediction_is_wrong=_sidecar_remedy,
         if_schedule_is_wrong="Settings > Sampler parameters > Noise schedule for sampling = Zero Terminal SNR",
         schedule_is_a_setting=True,
@@ -224,7 +221,6 @@ PROGRAMS: tuple[Program, ...] = (
         name="SwarmUI",
         opens=("file", "unet"),
         reads=_by_metadata,
-        if_not_opened=_FOLDER,
         if_prediction_is_wrong="mend (metadata), or edit the model: Prediction Type",
         if_schedule_is_wrong='mend, or edit the model: Prediction Type v-zsnr (plain "v" turns it off)',
         remark=_swarm_remark,
@@ -233,7 +229,6 @@ PROGRAMS: tuple[Program, ...] = (
         name="diffusers",
         opens=("file", "unet", "folder"),
         reads=_by_folder,
-        if_not_opened="",
         if_prediction_is_wrong="from_single_file(FILE, config=FOLDER); mend --out FOLDER makes one",
         if_schedule_is_wrong="mend --out FOLDER (rescale_betas_zero_snr, trained_betas)",
         remark=_diffusers_remark,
@@ -242,7 +237,6 @@ PROGRAMS: tuple[Program, ...] = (
         name="InvokeAI",
         opens=("file", "folder"),
         reads=_by_folder,
-        if_not_opened=_WHOLE,
         if_prediction_is_wrong="mend --out FOLDER and import the folder: single files are always epsilon",
         if_schedule_is_wrong="mend --out FOLDER and import the folder",
     ),
@@ -250,7 +244,6 @@ PROGRAMS: tuple[Program, ...] = (
         name="SD.Next",
         opens=("file", "folder"),
         reads=_by_name_or_keys,
-        if_not_opened=_WHOLE,
         if_prediction_is_wrong="mend, and a name that says v-pred only if the model is",
         if_schedule_is_wrong="mend (adds ztsnr)",
     ),
@@ -258,7 +251,6 @@ PROGRAMS: tuple[Program, ...] = (
         name="sd.cpp",
         opens=("file",),
         reads=_by_keys_and_table,
-        if_not_opened="needs one file that holds VAE and text encoders too",
         if_prediction_is_wrong="mend (adds v_pred)",
         if_schedule_is_wrong="mend (adds alphas_cumprod, its only way to pure noise)",
     ),

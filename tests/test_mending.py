@@ -73,6 +73,8 @@ def test_the_other_answers_write_the_other_marks(bare: Path, tmp_path: Path) -> 
     no_table = mend_model(bare, tmp_path / "n.safetensors", MendConfig("v", True, noise_table=False))
     assert set(inspect_model(without.path).ignored) == {"v_pred"}
     assert inspect_model(epsilon.path).ignored == ()
+    unmade = mend_model(no_table.path, tmp_path / "u.safetensors", MendConfig("epsilon"))
+    assert "leaves out v_pred, ztsnr" in unmade.changes and inspect_model(unmade.path).ignored == ()
     assert inspect_model(epsilon.path).metadata["modelspec.title"] == "New"
     assert set(inspect_model(no_table.path).ignored) == {"v_pred", "ztsnr"}
     for mended in (without, epsilon):

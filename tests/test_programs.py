@@ -115,3 +115,5 @@ def test_a_wrong_sidecar_is_to_be_removed() -> None:
 def test_a_unet_alone_is_for_the_programs_that_load_one() -> None:
     opened = [name for name, (seen, _) in rows(replace(OURS, layout="unet")).items() if seen]
     assert opened == ["ComfyUI", "SwarmUI", "diffusers"]
+    assert "text encoders" in actions(replace(OURS, layout="unet"))["Forge"]
+    assert "--out NAME.safetensors" in actions(FOLDER)["sd.cpp"]

@@ -93,12 +93,11 @@ def _print(console: "Console", findings: "Findings", scan: "WeightScan | None") 
     if findings.programs:
         section("What each program makes of it", _program_table(findings.programs))
         if any("mend" in verdict.action for verdict in findings.programs):
-            mend = f"sumizome mend {findings.path} --out NAME.safetensors"
-            console.print(
-                Padding(
-                    Text(f"mend: {mend}, or --out FOLDER for a diffusers folder", "dim"), (0, 0, 0, 2), expand=False
-                )
-            )
+            mend = f"mend: sumizome mend {findings.path} --out NAME.safetensors, or --out FOLDER"
+            console.print(Padding(Text(mend, "dim"), (0, 0, 0, 2), expand=False))
+        if "small size" in findings.kind:
+            only = "Most programs open SDXL at its full size alone: read these rows as those of a full-size model."
+            console.print(Padding(Text(only, "dim"), (0, 0, 0, 2), expand=False))
 
 
 def _verdict(findings: "Findings") -> str:
