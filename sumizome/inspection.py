@@ -335,6 +335,7 @@ def _file_evidence(
 ) -> tuple[tuple[Evidence, ...], Seen, bool, list[str]]:
     """(evidence in the order of belief, prediction type, terminal SNR, doubts). The verdict is `prediction_of`'s."""
     names, metadata = header.tensors, header.metadata
+    seen: Seen
     try:
         seen, zero_snr = prediction_of(names, metadata)
     except ModelError:

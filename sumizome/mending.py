@@ -31,7 +31,16 @@ from sumizome.models.single_file import COMPONENT_PREFIXES, KeyRule, from_origin
 from sumizome.models.tensor_file import TensorFile, open_tensor_file
 from sumizome.models.tensor_header import read_header
 
-__all__ = ["MendConfig", "Mended", "mend_model"]
+__all__ = [
+    "MendConfig",
+    "Mended",
+    "Network",
+    "Source",
+    "check_place",
+    "mend_model",
+    "open_source",
+    "write_copy",
+]
 
 
 @dataclass(frozen=True)
@@ -71,16 +80,43 @@ def mend_model(source: Path, out: Path, config: MendConfig | None = None, *, ove
     the dtype, or the copy does not read back.
     """
     config = config or MendConfig()
-    findings = inspect_model(source)
-    as_file = out.suffix == ".safetensors"
+    check_place(source, out, overwrite)
+    return write_copy(open_source(source, config, as_file=_is_file(out)), out, config)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk whose statement is settled, ready to be copied."""
+
+    findings: Findings
+    networks: "list[Network]"
+    prediction_type: PredictionType
+    zero_terminal_snr: bool
+
+
+def open_source(path: Path, config: MendConfig, *, as_file: bool = True) -> Source:
+    """The model at `path`, checked and with what it says settled; no weight is read yet.
+
+    Raises: ModelError and ConfigError as `mend_model` does.
+    """
+    findings = inspect_model(path)
     _check_source(findings, config, as_file)
-    _check_place(source, out, as_file, overwrite)
-    prediction_type, zero_terminal_snr = _decide(findings, config)
-    networks = _open_networks(findings, config)
-    model = _model(networks, prediction_type, zero_terminal_snr, _betas_of(findings))
-    if not as_file:
-        return _write_folder(findings, model, networks, out, config, overwrite)
-    return _write_file(findings, model, networks, out, config)
+    return Source(findings, _open_networks(findings, config), *_decide(findings, config))
+
+
+def write_copy(source: Source, out: Path, config: MendConfig) -> Mended:
+    """Writes what `source` holds, tensor by tensor, and reads it back.
+
+    Raises: ExportError as `mend_model` does.
+    """
+    betas = _betas_of(source.findings)
+    model = _model(source.networks, source.prediction_type, source.zero_terminal_snr, betas)
+    write = _write_file if _is_file(out) else _write_folder
+    return write(source.findings, model, source.networks, out, config)
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix == ".safetensors"
 
 
 # --- what may be mended, and what the copy has to say ----------------------------------------------------------------
@@ -111,17 +147,19 @@ def _check_source(findings: Findings, config: MendConfig, as_file: bool) -> None
             raise ModelError(f"{path} has no {' and no '.join(lost)}: {advice}.")
 
 
-def _check_place(source: Path, out: Path, as_file: bool, overwrite: bool) -> None:
+def check_place(source: Path, out: Path, overwrite: bool) -> None:
+    """Raises: ExportError if `out` is the source, or exists and may not be replaced."""
     if out.exists() and out.samefile(source):
-        raise ExportError(f"{out} is the source itself: a mended copy needs a path of its own.")
-    if not as_file and out.suffix in (".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf"):
+        raise ExportError(f"{out} is the source itself: the new model needs a path of its own.")
+    if out.suffix in (".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf"):
         raise ExportError(f"{out}: a single file must end in .safetensors; any other name makes a diffusers folder.")
-    if not as_file and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise ExportError(f"{out} lies inside the source: a mended copy needs a path of its own.")
-    taken = [out, out.with_suffix(".yaml")] if as_file else [out]
-    for path in taken:
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise ExportError(f"{out} lies inside the source: the new model needs a path of its own.")
+    for path in [out, out.with_suffix(".yaml")] if _is_file(out) else [out]:
         if path.exists() and not overwrite:
             raise ExportError(f"{path} exists: choose another path, or give --overwrite.")
+    if not _is_file(out) and out.exists() and not (out / "model_index.json").is_file():
+        raise ExportError(f"{out} holds no diffusers model, so it is not replaced. Choose another path.")
 
 
 def _decide(findings: Findings, config: MendConfig) -> tuple[PredictionType, bool]:
@@ -197,7 +235,7 @@ def _betas_of(findings: Findings) -> Config:
 
 
 @dataclass(frozen=True)
-class _Network:
+class Network:
     """One network of the source: its rules, and how to read the native tensors of a rule."""
 
     name: str
@@ -221,7 +259,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _SHORT = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
-def _open_networks(findings: Findings, config: MendConfig) -> list[_Network]:
+def _open_networks(findings: Findings, config: MendConfig) -> list[Network]:
     networks = []
     for part in findings.components:
         if part.name == "vae" and config.vae is not None:
@@ -237,7 +275,7 @@ def _open_networks(findings: Findings, config: MendConfig) -> list[_Network]:
     return networks
 
 
-def _from_file(name: str, path: Path, strip: str = "") -> _Network:
+def _from_file(name: str, path: Path, strip: str = "") -> Network:
     """From the original layout. `strip`: the part of the layout's names that this file leaves out."""
     prefix = COMPONENT_PREFIXES[name]
     header, file = read_header(path), open_tensor_file(path)
@@ -254,15 +292,15 @@ def _from_file(name: str, path: Path, strip: str = "") -> _Network:
     def read(rule: KeyRule) -> dict[str, Tensor]:
         return from_original(rule, _read(file, rule.original.removeprefix(strip)))
 
-    return _Network(name, config, key_rules(name, native), native, dtype, read)
+    return Network(name, config, key_rules(name, native), native, dtype, read)
 
 
-def _from_folder(name: str, folder: Path) -> _Network:
+def _from_folder(name: str, folder: Path) -> Network:
     config = json.loads((folder / "config.json").read_bytes())
     return _from_native(name, folder_files(folder, name), config)
 
 
-def _from_native(name: str, paths: list[Path], config: Config) -> _Network:
+def _from_native(name: str, paths: list[Path], config: Config) -> Network:
     places = {}
     for path in paths:
         header, file = read_header(path), open_tensor_file(path)
@@ -288,10 +326,10 @@ def _from_native(name: str, paths: list[Path], config: Config) -> _Network:
         }
 
     expected_shapes_of = native
-    return _Network(name, config, key_rules(name, native), native, dtype, read)
+    return Network(name, config, key_rules(name, native), native, dtype, read)
 
 
-def _open_vae(path: Path) -> _Network:
+def _open_vae(path: Path) -> Network:
     """The VAE of a model (file or folder), of a diffusers VAE folder, or of a file that holds a VAE alone.
 
     Raises: ModelError if there is none, or its latents are scaled otherwise than SDXL's.
@@ -334,7 +372,7 @@ def _float_dtype(path: Path, stored: str) -> torch.dtype:
 
 
 def _model(
-    networks: list[_Network], prediction_type: PredictionType, zero_terminal_snr: bool, betas: Config
+    networks: list[Network], prediction_type: PredictionType, zero_terminal_snr: bool, betas: Config
 ) -> SDXLModel:
     """The model without its weights: what `export` needs to write everything that stands beside them."""
     built = {network.name: build_network(network.name, network.config, "meta") for network in networks}
@@ -406,22 +444,22 @@ def _verify(path: Path, jobs: list[_Job], metadata: dict[str, str], digests: Map
             raise ExportError(f"{path}: {name} did not read back bit for bit. Check the disk and try again.")
 
 
-def _wanted(network: _Network, rule: KeyRule, config: MendConfig) -> torch.dtype:
+def _wanted(network: Network, rule: KeyRule, config: MendConfig) -> torch.dtype:
     return export._DTYPES[config.dtype] if config.dtype else network.dtype(rule)
 
 
-def _native_tensors(network: _Network, rule: KeyRule, config: MendConfig) -> dict[str, Tensor]:
+def _native_tensors(network: Network, rule: KeyRule, config: MendConfig) -> dict[str, Tensor]:
     tensors = network.read(rule)
     if config.dtype:
         return {name: export._cast(name, tensor, config.dtype) for name, tensor in tensors.items()}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _stored(network: _Network, rule: KeyRule, config: MendConfig) -> Tensor:
+def _stored(network: Network, rule: KeyRule, config: MendConfig) -> Tensor:
     return to_original(rule, _native_tensors(network, rule, config))
 
 
-def _part(network: _Network, rule: KeyRule, native: str, config: MendConfig) -> Tensor:
+def _part(network: Network, rule: KeyRule, native: str, config: MendConfig) -> Tensor:
     return _native_tensors(network, rule, config)[native]
 
 
@@ -429,9 +467,7 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _write_file(
-    findings: Findings, model: SDXLModel, networks: list[_Network], out: Path, config: MendConfig
-) -> Mended:
+def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], out: Path, config: MendConfig) -> Mended:
     export._check_expressible(model)
     _check_latent_scale(networks)
     strip = COMPONENT_PREFIXES["unet"] if findings.layout == "unet" else ""
@@ -457,10 +493,8 @@ def _write_file(
 
 
 def _write_folder(
-    findings: Findings, model: SDXLModel, networks: list[_Network], out: Path, config: MendConfig, overwrite: bool
+    findings: Findings, model: SDXLModel, networks: list[Network], out: Path, config: MendConfig
 ) -> Mended:
-    if out.exists() and not (overwrite and (out / "model_index.json").is_file()):
-        raise ExportError(f"{out} holds no diffusers model, so it is not replaced. Choose another path.")
     jobs: list[_Job] = []
     with export._committed(out) as folder:
         folder.mkdir()
@@ -482,7 +516,7 @@ def _write_folder(
     return Mended(out, None, tuple(_changes(findings, model, jobs, config, set())), size)
 
 
-def _folder_jobs(network: _Network, config: MendConfig) -> list[_Job]:
+def _folder_jobs(network: Network, config: MendConfig) -> list[_Job]:
     """The tensors of one network's file; those of a fused rule are read once for each of its parts."""
     jobs = []
     for rule in network.rules:
@@ -493,7 +527,7 @@ def _folder_jobs(network: _Network, config: MendConfig) -> list[_Job]:
     return jobs
 
 
-def _check_latent_scale(networks: list[_Network]) -> None:
+def _check_latent_scale(networks: list[Network]) -> None:
     for network in networks:
         if network.name != "vae":
             continue
