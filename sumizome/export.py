@@ -33,10 +33,23 @@ from sumizome.models.single_file import prediction_markers, prediction_metadata
 from sumizome.models.tensor_file import TensorFile, open_tensor_file
 from sumizome.models.vae import fold_latent_statistics, latent_statistics
 
-__all__ = ["ExportDtype", "ModelCard", "write_diffusers_folder", "write_single_file"]
+__all__ = [
+    "TORCH_DTYPES",
+    "ExportDtype",
+    "ModelCard",
+    "cast_weight",
+    "folder_committed",
+    "model_metadata",
+    "read_back",
+    "sidecar_path",
+    "tensor_bytes",
+    "write_diffusers_folder",
+    "write_sidecar",
+    "write_single_file",
+]
 
 ExportDtype = Literal["fp32", "fp16", "bf16"]
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _SIDECAR = Path(__file__).parent / "models" / "assets" / "a1111_sdxl_v.yaml"
 
@@ -64,11 +77,11 @@ def write_diffusers_folder(
     if path.exists() and not (overwrite and (path / "model_index.json").is_file()):
         advice = "holds no diffusers model, so it is not replaced" if overwrite else "exists; ask to overwrite it"
         raise ExportError(f"{path} {advice}, or choose another path.")
-    with _folder_committed(path) as folder:
+    with folder_committed(path) as folder:
         write_small_files(folder, networks, model.prediction_type, model.schedule_config)
         for name, network in networks.items():
             tensors = {
-                folder_key(name, key): _cast(f"{name}.{key}", tensor, dtype)
+                folder_key(name, key): cast_weight(f"{name}.{key}", tensor, dtype)
                 for key, tensor in native_state(network).items()
             }
             weights = weights_path(folder, name)
@@ -94,29 +107,40 @@ def write_single_file(
     """
     networks = _whole(model)
     markers = prediction_markers(model.prediction_type, model.schedule_config)
-    sidecar = path.with_suffix(".yaml") if "v_pred" in markers and _is_full_size(model) else None
+    sidecar = sidecar_path(model, path)
     _check_target(path, sidecar, overwrite)
     if _needs_folding(model.vae):
         networks = networks | {"vae": _with_sdxl_scaling(model.vae)}
 
     native = {
-        f"{name}.{key}": _cast(f"{name}.{key}", tensor, dtype)
+        f"{name}.{key}": cast_weight(f"{name}.{key}", tensor, dtype)
         for name, network in networks.items()
         for key, tensor in native_state(network).items()
     }
     rules = [rule for name, network in networks.items() for rule in key_rules(name, native_state(network))]
     tensors = {rule.original: to_original(rule, native) for rule in rules} | markers
-    metadata = _metadata(model, card or ModelCard(), dtype, _data_hash(tensors))
+    metadata = model_metadata(model, card or ModelCard(), dtype, _data_hash(tensors))
 
     def write(file: Path) -> None:
         save_file(tensors, file, metadata=metadata)
-        with _read_back():
+        with read_back():
             _check_single_file(open_tensor_file(file), rules, native, markers, metadata)
 
     write_atomically(path, write, failure=ExportError)
     if sidecar:
-        write_atomically(sidecar, lambda file: shutil.copyfile(_SIDECAR, file), failure=ExportError)
+        write_sidecar(sidecar)
     return path
+
+
+def sidecar_path(model: SDXLModel, path: Path) -> Path | None:
+    """Where A1111 looks for the configuration of the single file `path`; None for a model that needs none."""
+    needed = model.prediction_type == "v_prediction" and _is_full_size(model)
+    return path.with_suffix(".yaml") if needed else None
+
+
+def write_sidecar(path: Path) -> None:
+    """A1111's configuration of an SDXL that predicts v. Raises: ExportError for what the disk refuses."""
+    write_atomically(path, lambda file: shutil.copyfile(_SIDECAR, file), failure=ExportError)
 
 
 def _whole(model: SDXLModel) -> dict[str, nn.Module]:
@@ -150,9 +174,12 @@ def _with_sdxl_scaling(vae: AutoencoderKL) -> AutoencoderKL:
     return fold_latent_statistics(folded, list(statistics.mean), list(statistics.std))
 
 
-def _cast(name: str, tensor: Tensor, dtype: ExportDtype) -> Tensor:
-    """The tensor in the export's dtype, on the CPU, contiguous and finite."""
-    wanted = _DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
+def cast_weight(name: str, tensor: Tensor, dtype: ExportDtype) -> Tensor:
+    """The tensor in the export's dtype, on the CPU, contiguous.
+
+    Raises: ExportError if it is not finite, there or already before.
+    """
+    wanted = TORCH_DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
     cast = tensor.detach().to("cpu", wanted).contiguous()
     if not torch.isfinite(cast).all():
         if torch.isfinite(tensor).all():
@@ -162,7 +189,7 @@ def _cast(name: str, tensor: Tensor, dtype: ExportDtype) -> Tensor:
     return cast
 
 
-def _metadata(model: SDXLModel, card: ModelCard, dtype: ExportDtype, data_hash: str) -> dict[str, str]:
+def model_metadata(model: SDXLModel, card: ModelCard, dtype: ExportDtype, data_hash: str) -> dict[str, str]:
     """ModelSpec 1.0.1, `format`, and who wrote it."""
     stated = {
         "sai_model_spec": "1.0.1",
@@ -189,7 +216,7 @@ def _data_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 hex of the file's data, whose order safetensors fixes: wider dtypes first, then by name."""
     digest = hashlib.sha256()
     for _, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-        digest.update(_bytes(tensor).numpy().data)
+        digest.update(tensor_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 
@@ -197,7 +224,7 @@ def _data_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def _read_back() -> Iterator[None]:
+def read_back() -> Iterator[None]:
     """Raises: ExportError where reading what was just written raises ModelError."""
     try:
         yield
@@ -238,11 +265,12 @@ def _check_names(file: TensorFile, names: Iterable[str]) -> None:
 
 def _check_same(file: TensorFile, name: str, written: Tensor, read: Tensor) -> None:
     same = written.dtype == read.dtype and written.shape == read.shape
-    if not same or not torch.equal(_bytes(written), _bytes(read)):
+    if not same or not torch.equal(tensor_bytes(written), tensor_bytes(read)):
         raise ExportError(f"{file.path}: {name} did not read back bit for bit. Check the disk and export again.")
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def tensor_bytes(tensor: Tensor) -> Tensor:
+    """The tensor's bytes as they stand in a file."""
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
@@ -250,7 +278,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _folder_committed(path: Path) -> Iterator[Path]:
+def folder_committed(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, flushed and renamed to `path` if nothing is raised; what stood there goes then.
 
     Raises: ExportError for what the disk refuses, and for what does not read back.
@@ -259,7 +287,7 @@ def _folder_committed(path: Path) -> Iterator[Path]:
     replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
     try:
         temporary.mkdir(parents=True)
-        with _read_back():
+        with read_back():
             yield temporary
         for written in [*temporary.rglob("*"), temporary]:
             if written.is_file():

@@ -58,7 +58,8 @@ def run(command: Command) -> None:
 
     console = Console()
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("decoding", total=None)
         result = ingest_to(
             command.manifest,

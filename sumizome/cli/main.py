@@ -23,6 +23,9 @@ COMMANDS = {
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",
     "export": "write a trained model as a diffusers folder or one safetensors file",
+    "inspect": "say what a model file is, what is wrong with it, what each program makes of it",
+    "mend": "write a corrected copy of a model: marks, metadata, dtype, VAE, layout",
+    "merge": "average models, or add the difference of two to a third",
     "schedule": "show timestep, sigma, SNR and loss weight of each sampling step",
 }
 

@@ -23,7 +23,8 @@ from sumizome.diffusion.schedule import (
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config, clip_config
 from sumizome.models.networks import native_name
-from sumizome.models.tensor_file import open_tensor_file, refuse_pickle
+from sumizome.models.tensor_file import open_tensor_file
+from sumizome.models.tensor_header import refuse_pickle
 from sumizome.models.text_encoding import bpe_vocabulary
 
 __all__ = ["DiffusersFolder", "folder_key", "open_folder", "weights_path", "write_small_files"]

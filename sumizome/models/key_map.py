@@ -9,10 +9,10 @@ without transformers 4's "text_model." prefix.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # names are mapped without torch, whose import takes seconds
+    from torch import Tensor
 
 __all__ = ["NETWORK_PREFIXES", "KeyRule", "from_original", "key_rules", "to_original"]
 
@@ -38,8 +38,10 @@ class KeyRule:
     layout: Literal["same", "transposed", "fused", "pointwise"] = "same"
 
 
-def to_original(rule: KeyRule, native: Mapping[str, Tensor]) -> Tensor:
+def to_original(rule: KeyRule, native: "Mapping[str, Tensor]") -> "Tensor":
     """The original file's tensor, contiguous."""
+    import torch
+
     tensors = [native[name] for name in rule.native]
     match rule.layout:
         case "fused":
@@ -51,7 +53,7 @@ def to_original(rule: KeyRule, native: Mapping[str, Tensor]) -> Tensor:
     return tensors[0].contiguous()
 
 
-def from_original(rule: KeyRule, tensor: Tensor) -> dict[str, Tensor]:
+def from_original(rule: KeyRule, tensor: "Tensor") -> "dict[str, Tensor]":
     """The native tensors in an original file's tensor; the inverse of `to_original`."""
     match rule.layout:
         case "fused":

@@ -8,17 +8,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from sumizome.diffusion.prediction import PredictionType
-from sumizome.diffusion.schedule import COMFYUI_TERMINAL_ALPHA_CUMPROD, ScheduleConfig, build_noise_schedule
 from sumizome.errors import ExportError, ModelError
 from sumizome.models.architecture import Config, clip_config, time_id_dim, unet_config, vae_config
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, from_original, key_rules, to_original
-from sumizome.models.networks import native_state
-from sumizome.models.tensor_file import TensorFile, open_tensor_file
+
+if TYPE_CHECKING:  # names and shapes are read without torch, whose import takes seconds
+    from torch import Tensor, nn
+
+    from sumizome.diffusion.prediction import PredictionType
+    from sumizome.diffusion.schedule import ScheduleConfig
+    from sumizome.models.tensor_file import TensorFile
 
 __all__ = [
     "SingleFile",
@@ -49,7 +50,7 @@ class SingleFile:
     """An opened file: a source of configurations and tensors for `sdxl.load_model`."""
 
     path: Path
-    file: TensorFile
+    file: "TensorFile"
     configs: Mapping[str, Config]
 
     def config(self, name: str) -> Config:
@@ -62,8 +63,10 @@ class SingleFile:
             )
         return self.configs[name]
 
-    def tensors(self, name: str, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, name: str, network: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
         """The network's tensors by native names, one at a time; foreign ones come last, under their own names."""
+        from sumizome.models.networks import native_state
+
         prefix = NETWORK_PREFIXES[name]
         state = {f"{name}.{key}": tensor for key, tensor in native_state(network).items()}
         remaining = {key for key in self.file.shapes if key.startswith(prefix)}
@@ -85,14 +88,18 @@ class SingleFile:
                 "It is no SDXL model, or one whose architecture was changed."
             )
 
-    def prediction(self) -> tuple[PredictionType, ScheduleConfig]:
+    def prediction(self) -> "tuple[PredictionType, ScheduleConfig]":
         """What the file's markers and metadata say."""
+        from sumizome.diffusion.schedule import ScheduleConfig
+
         stated, zero_terminal_snr = prediction_of(self.file.shapes, self.file.metadata)
         return stated, ScheduleConfig(zero_terminal_snr=zero_terminal_snr)
 
 
 def open_single_file(path: Path) -> SingleFile:
     """The file at `path`. Raises: ModelError if it is damaged or pickled, or a model of another kind."""
+    from sumizome.models.tensor_file import open_tensor_file
+
     file = open_tensor_file(path)
     for prefix, kind in _OTHER_KINDS:
         if any(name.startswith(prefix) for name in file.shapes):
@@ -193,7 +200,7 @@ def _count(shapes: Shapes, pattern: str) -> int:
 # --- what the U-Net was trained to predict ---------------------------------------------------------------------------
 
 
-def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[PredictionType, bool]:
+def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> "tuple[PredictionType, bool]":
     """(prediction type, zero terminal SNR) of an original file: its marker tensors, else its metadata, else SDXL's own.
 
     `ztsnr` says nothing without `v_pred`, as in ComfyUI. Markers win over metadata because other programs read
@@ -215,11 +222,15 @@ def prediction_of(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[Pr
     return "epsilon", False
 
 
-def prediction_markers(prediction_type: PredictionType, schedule_config: ScheduleConfig) -> dict[str, Tensor]:
+def prediction_markers(prediction_type: "PredictionType", schedule_config: "ScheduleConfig") -> "dict[str, Tensor]":
     """The marker tensors of a file with such a U-Net; `prediction_of` reads them back.
 
     Raises: ExportError for what the layout has no mark for.
     """
+    import torch
+
+    from sumizome.diffusion.schedule import COMFYUI_TERMINAL_ALPHA_CUMPROD, ScheduleConfig, build_noise_schedule
+
     if prediction_type == "sample":
         raise ExportError("the single-file layout has no mark for prediction type sample: export a diffusers folder.")
     if schedule_config.zero_terminal_snr and prediction_type != "v_prediction":
@@ -238,7 +249,7 @@ def prediction_markers(prediction_type: PredictionType, schedule_config: Schedul
     return markers
 
 
-def prediction_metadata(prediction_type: PredictionType, schedule_config: ScheduleConfig) -> dict[str, str]:
+def prediction_metadata(prediction_type: "PredictionType", schedule_config: "ScheduleConfig") -> dict[str, str]:
     """The same as metadata: ModelSpec's key, which SwarmUI reads, and the bare one, which qDiffusion reads.
 
     `v-zsnr` is no value of the specification; given plain "v", SwarmUI switches zero terminal SNR off.

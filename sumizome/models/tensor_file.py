@@ -13,12 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sumizome.errors import ModelError
+from sumizome.models.tensor_header import MAX_HEADER_BYTES, refuse_pickle
 
-__all__ = ["TensorFile", "open_tensor_file", "refuse_pickle"]
-
-MAX_HEADER_BYTES = 10_000_000
-"""SDXL's header is 0.4 MB. The format allows 100 MB, which a file of that size makes a parser chew for long."""
-_PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+__all__ = ["TensorFile", "open_tensor_file"]
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,3 @@ def open_tensor_file(path: Path) -> TensorFile:
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is damaged or no safetensors file ({error}). Download or copy it again.") from error
     return TensorFile(path, shapes, metadata, handle)
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raises: ModelError if `path` is named like a pickled checkpoint, which can run code when it is opened."""
-    if path.suffix.lower() in _PICKLED:
-        raise ModelError(
-            f"{path} is a pickled checkpoint, which can run code when opened and is never read here. "
-            "Use the model's .safetensors version."
-        )

@@ -1,0 +1,136 @@
+"""Merges against the same arithmetic on loaded tensors, and what the result says it is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sumizome.cli.main import main
+from sumizome.errors import ConfigError, ExportError, ModelError
+from sumizome.inspection import inspect_model
+from sumizome.mending import MendConfig
+from sumizome.merging import add_difference, merge_weighted
+from sumizome.models.sdxl import load_model
+
+MARKS = ("v_pred", "ztsnr", "alphas_cumprod")
+VAE = "first_stage_model."
+EPSILON = {"modelspec.prediction_type": "epsilon"}
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in load_file(path).items() if name not in MARKS}
+
+
+def moved(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {name: tensor + 0.1 * torch.randn(tensor.shape, generator=draw) for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def other(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another v-prediction model of the same shape."""
+    path = tmp_path_factory.mktemp("other") / "other.safetensors"
+    marks = {mark: torch.tensor([]) for mark in MARKS[:2]}
+    save_file(moved(weights_of(tiny_file), seed=1) | marks, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def epsilon_pair(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An epsilon model and its fine-tune."""
+    folder = tmp_path_factory.mktemp("epsilon")
+    original = moved(weights_of(tiny_file), seed=2)
+    save_file(original, folder / "original.safetensors", metadata=EPSILON)
+    save_file(moved(original, seed=3), folder / "tuned.safetensors", metadata=EPSILON)
+    return folder / "tuned.safetensors", folder / "original.safetensors"
+
+
+def test_a_weighted_merge_is_the_mean_and_keeps_marks_and_the_first_vae(
+    tiny_file: Path, other: Path, tmp_path: Path
+) -> None:
+    merged = merge_weighted([tiny_file, other], [3.0, 1.0], tmp_path / "m.safetensors")
+    assert merged.warnings == ()
+    first, second, found = weights_of(tiny_file), weights_of(other), load_file(merged.mended.path)
+    for name, tensor in first.items():
+        expected = tensor if name.startswith(VAE) else 0.75 * tensor + 0.25 * second[name]
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-7)
+    findings = inspect_model(merged.mended.path)
+    assert findings.problems == () and (findings.prediction_type, findings.zero_terminal_snr) == ("v_prediction", True)
+
+
+def test_a_folder_and_a_file_merge_into_a_folder(
+    tiny_folder: Path, other: Path, tiny_file: Path, tmp_path: Path
+) -> None:
+    by_folder = merge_weighted([tiny_folder, other], [1.0, 1.0], tmp_path / "folder").mended.path
+    by_file = merge_weighted([tiny_file, other], [1.0, 1.0], tmp_path / "m.safetensors").mended.path
+    for name, network in load_model(by_folder).networks().items():
+        same = load_model(by_file).networks()[name].state_dict()
+        assert all(torch.equal(tensor, same[key]) for key, tensor in network.state_dict().items())
+
+
+def test_a_difference_is_added_and_mixing_kinds_is_warned_about(
+    tiny_file: Path, epsilon_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tuned, original = epsilon_pair
+    merged = add_difference(tiny_file, tuned, original, tmp_path / "m.safetensors", scale=0.5)
+    assert "epsilon" in merged.warnings[0] and "v_prediction" in merged.warnings[0]
+    base, high, low = weights_of(tiny_file), weights_of(tuned), weights_of(original)
+    found = load_file(merged.mended.path)
+    for name, tensor in base.items():
+        expected = tensor if name.startswith(VAE) else tensor + 0.5 * (high[name] - low[name])
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-6)
+    assert inspect_model(merged.mended.path).zero_terminal_snr
+    back = add_difference(original, tiny_file, tiny_file, tmp_path / "e.safetensors")
+    assert len(back.warnings) == 1 and inspect_model(back.mended.path).prediction_type == "epsilon"
+    spoilt = add_difference(tiny_file, tiny_file, original, tmp_path / "s.safetensors")
+    assert "change of the target" in spoilt.warnings[0]
+
+
+def test_a_mean_of_epsilon_and_v_is_refused_unless_asked_for(
+    tiny_file: Path, epsilon_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    paths = [tiny_file, epsilon_pair[0]]
+    with pytest.raises(ConfigError, match="do not predict the same"):
+        merge_weighted(paths, [1.0, 1.0], tmp_path / "m.safetensors")
+    merged = merge_weighted(paths, [1.0, 1.0], tmp_path / "m.safetensors", MendConfig("v", True))
+    assert "mixture" in merged.warnings[0]
+
+
+def test_what_cannot_be_merged_is_refused(tiny_file: Path, other: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    with pytest.raises(ConfigError, match="a weight each"):
+        merge_weighted([tiny_file, other], [1.0], out)
+    with pytest.raises(ConfigError, match="more than 0"):
+        merge_weighted([tiny_file, other], [1.0, -1.0], out)
+    with pytest.raises(ExportError, match="the source itself"):
+        merge_weighted([tiny_file, other], [1.0, 1.0], other, overwrite=True)
+    half = {name: tensor.half() for name, tensor in weights_of(tiny_file).items()}
+    name = "model.diffusion_model.out.2.bias"
+    half[name] = torch.full_like(half[name], 60000.0)
+    small = half | {name: torch.zeros_like(half[name])}
+    config = MendConfig("v", True)
+    for stem, tensors in (("half", half), ("small", small)):
+        save_file(tensors, tmp_path / f"{stem}.safetensors")
+    places = [tmp_path / f"{stem}.safetensors" for stem in ("half", "small")]
+    with pytest.raises(ExportError, match="overflows"):
+        add_difference(places[0], places[0], places[1], out, config)
+    save_file({key: tensor for key, tensor in small.items() if "embedders" not in key}, tmp_path / "u.safetensors")
+    with pytest.raises(ModelError, match="no text_encoder"):
+        merge_weighted([places[0], tmp_path / "u.safetensors"], [1.0, 1.0], out, config)
+    assert not out.exists()
+
+
+def test_the_command_merges_and_warns(
+    tiny_file: Path, other: Path, epsilon_pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "m.safetensors")
+    assert main(["merge", str(tiny_file), str(other), "--weights", "0.7", "0.3", "--out", out]) == 0
+    assert "read back bit for bit" in capsys.readouterr().out
+    difference = ["--add", str(epsilon_pair[0]), "--minus", str(epsilon_pair[1])]
+    assert main(["merge", str(tiny_file), *difference, "--out", out, "--overwrite"]) == 0
+    assert capsys.readouterr().out.startswith("! the difference is between")
+    assert main(["merge", str(tiny_file), *difference[:2], "--out", out, "--overwrite"]) == 2
+    assert "belong together" in capsys.readouterr().err
