@@ -57,7 +57,7 @@ def test_plan_meets_the_shares_exactly() -> None:
     assert counts.total() == 4000
     for kind, share in SHARES.items():
         assert abs(counts[kind] - 4000 * share) <= 1, kind
-    assert counts["solid:black"] == counts["solid:white"] == 100
+    assert counts["solid:black"] == counts["solid:white"] == 120
 
 
 @pytest.mark.parametrize("name", list(SOLIDS))
