@@ -1,7 +1,7 @@
 """`sumizome COMMAND …`: finds the command's module, parses its flags, runs it, and prints a user's error in one line.
 
-A command is a module of this package with a frozen dataclass `Command` (its attribute docstrings are the help) and
-`run(command)`. Nothing heavy is imported before the command is known, so `sumizome --help` answers at once.
+A command is a module of this package ("data report" is `data_report`) with a frozen dataclass `Command`, whose attribute
+docstrings are the help, and `run(command)`. Nothing heavy is imported before the command is known, so `sumizome --help` answers at once.
 """
 
 import importlib
@@ -67,10 +67,12 @@ def _dispatch(arguments: list[str]) -> None:
     if arguments[0] in ("-V", "--version"):
         print(f"sumizome {__version__}")
         return
-    name, *rest = arguments
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
+        name = " ".join(arguments[:2]) if any(command.startswith(f"{name} ") for command in COMMANDS) else name
         raise ConfigError(f"unknown command '{name}'{_did_you_mean(name)}; `sumizome --help` lists them")
-    module = importlib.import_module(f"sumizome.cli.{name}")
+    module = importlib.import_module(f"sumizome.cli.{name.replace(' ', '_')}")
     module.run(parse(module.Command, rest, prog=f"sumizome {name}", description=module.__doc__))
 
 
