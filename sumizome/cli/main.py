@@ -1,7 +1,8 @@
 """`sumizome COMMAND …`: finds the command's module, parses its flags, runs it, and prints a user's error in one line.
 
-A command is a module of this package ("data report" is `data_report`) with a frozen dataclass `Command`, whose attribute
-docstrings are the help, and `run(command)`. Nothing heavy is imported before the command is known, so `sumizome --help` answers at once.
+A command is a module of this package ("data report" is `data_report`) with a frozen dataclass `Command`, whose
+attribute docstrings are the help, and `run(command)`. Nothing heavy is imported before the command is known, so
+`sumizome --help` answers at once.
 """
 
 import importlib
