@@ -78,8 +78,12 @@ def build_loader(
     tag_weights: TagWeightConfig | None = None,
     categories: Mapping[str, str] | None = None,
     prefetch: int = 2,
+    rank: int = 0,
+    world: int = 1,
 ) -> "BatchLoader":
     """The loader of a run; `prefetch` steps are made ahead, 0 = none.
+
+    Of `world` processes each takes its own part of every step's micro-batches, in order of `rank`.
 
     `categories` maps tags to their category; by default it is what came with the pictures. Those of `tag_weights.table`
     go before either.
@@ -96,6 +100,12 @@ def build_loader(
     repeats[train] = cache.index.repeats[train]
     weights = np.zeros(len(cache))
     weights[train] = tag_loss_weights(cache.index.table(train), tag_weights, categories, given)
+    if micro_batches_per_step % world:
+        more = micro_batches_per_step + world - micro_batches_per_step % world
+        raise ConfigError(
+            f"micro_batches_per_step is {micro_batches_per_step}, which {world} processes cannot share equally; "
+            f"set it to {more} or start a number of processes that divides {micro_batches_per_step}"
+        )
     plan = BatchPlan(
         cache.index.bucket,
         repeats,
@@ -103,7 +113,8 @@ def build_loader(
         micro_batches_per_step=micro_batches_per_step,
         seed=derive_seed(seed, "order"),
     )
-    return BatchLoader(cache, plan, validation, weights, captions or CaptionConfig(), categories, seed, prefetch)
+    captions = captions or CaptionConfig()
+    return BatchLoader(cache, plan, validation, weights, captions, categories, seed, prefetch, rank, world)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +130,14 @@ class BatchLoader:
     categories: Mapping[str, str]
     seed: int
     prefetch: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def share(self) -> range:
+        """The places in a step's micro-batches that this process takes."""
+        count = self.plan.micro_batches_per_step // self.world
+        return range(self.rank * count, (self.rank + 1) * count)
 
     @property
     def fingerprint(self) -> str:
@@ -126,11 +145,12 @@ class BatchLoader:
         return self.cache.fingerprint.digest
 
     def step(self, step: int) -> list[TrainBatch]:
-        """The micro-batches of one step, counted from 0.
+        """This process's micro-batches of one step, counted from 0.
 
         Raises: ShardError naming the picture whose latent is damaged.
         """
-        return [self._train_batch(planned) for planned in self.plan.step(step)]
+        planned = self.plan.step(step)
+        return [self._train_batch(planned[place]) for place in self.share]
 
     def from_step(self, step: int) -> "StepBatches":
         """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it."""

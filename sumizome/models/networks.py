@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config
 
-__all__ = ["build_network", "fill_network", "native_name", "native_state"]
+__all__ = ["build_network", "building_blocks", "fill_network", "native_name", "native_state"]
 
 
 def build_network(name: str, config: Config, device: torch.device | str = "cpu") -> nn.Module:
@@ -35,6 +35,14 @@ def build_network(name: str, config: Config, device: torch.device | str = "cpu")
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"the configuration of {name} is not one of SDXL's architecture: {reason}.") from error
+
+
+_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
+
+
+def building_blocks(network: nn.Module) -> list[nn.Module]:
+    """The network's repeated parts, in the order of its modules: nearly all of its parameters and activations."""
+    return [module for module in network.modules() if type(module).__name__ in _BLOCKS]
 
 
 def native_name(name: str) -> str:

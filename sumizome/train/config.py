@@ -13,6 +13,7 @@ from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.loss import LossConfig
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
+from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.errors import ConfigError
 from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
@@ -60,7 +61,13 @@ class CheckpointConfig:
     every: int = 500
     """Steps between checkpoints; one is always written at the last step and when the run is asked to stop."""
     keep: int = 3
-    """Checkpoints kept; the newest two always are."""
+    """Checkpoints kept; the newest two that verify always are."""
+    asynchronous: bool = True
+    """Write in the background: training waits for a copy to main memory alone. Needs that memory once."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 0:
+            raise ConfigError("checkpoint.every and checkpoint.keep cannot be negative")
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class TrainConfig:
     micro_batch_size: int = 4
     """Samples in one forward pass, all of one bucket."""
     micro_batches_per_step: int = 1
-    """Forward passes whose gradients make one step (accumulation)."""
+    """Forward passes whose gradients make one step, shared out over all processes; what is more, accumulates."""
     max_chunks: int = 3
     """Longest caption, in chunks of 75 tokens."""
     seed: int = 0
@@ -97,6 +104,8 @@ class TrainConfig:
     """Steps averaged into one record of metrics.jsonl."""
     tensorboard: bool = True
     """Write TensorBoard events below run_dir/tensorboard."""
+    log_samples: bool = False
+    """Write which samples, seeds and timesteps each step trained on: run_dir/samples/rank-00000.jsonl."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)
@@ -106,6 +115,7 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "micro_batch_size", "micro_batches_per_step", "max_chunks", "log_every"):

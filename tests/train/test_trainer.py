@@ -1,6 +1,5 @@
 """The run as a whole: it learns, it resumes bit for bit, and it refuses to train what it should not."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -10,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from sumizome.data.captions import CaptionConfig
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
 from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.train.checkpoint import list_checkpoints
+from sumizome.train.build import build_trainer
+from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
 from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
 from sumizome.train.metrics import read_metrics
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model, read_run_config
-from sumizome.train.trainer import StepReport, build_trainer
+from sumizome.train.trainer import StepReport
 
 
 @pytest.fixture
@@ -62,11 +61,9 @@ def _until(steps: Iterator[StepReport], until: int | None) -> Iterator[StepRepor
 
 def state(config: TrainConfig) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, and the step."""
-    newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
-    files = {name: load_file(newest / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")}
-    # Copies: what is loaded maps the file, which a test may damage next.
-    tensors = {f"{name}:{key}": value.clone() for name, file in files.items() for key, value in file.items()}
-    return tensors | {"step": torch.tensor(json.loads((newest / "state.json").read_text())["step"])}
+    newest = open_checkpoint(list_checkpoints(config.run_dir / "checkpoints")[-1])
+    tensors = {f"{part}:{name}": value for part in PARTS for name, value in newest.read(part).items()}
+    return tensors | {"step": torch.tensor(newest.step)}
 
 
 def assert_equal_states(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -172,11 +169,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(config: TrainConf
     train(config)
     done = state(config)
     newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
-    (newest / "ema.safetensors").write_bytes(b"")
+    (damaged,) = (newest / "ema").iterdir()
+    damaged.write_bytes(b"")
     with hold_run_dir(config.run_dir):
         trainer, warnings = build_trainer(config)
         assert trainer.steps_done == 2
-        assert "ema.safetensors" in warnings[0]
+        assert str(damaged) in warnings[0]
         assert [report.steps_done for report in trainer.steps()] == [3, 4]
     assert_equal_states(state(config), done)
 
@@ -316,7 +314,7 @@ def test_what_fails_after_a_step_costs_no_checkpoint(config: TrainConfig, monkey
     def broken(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sumizome.train.trainer.write_preview", broken)
+    monkeypatch.setattr("sumizome.train.observers.write_preview", broken)
     config = replace(config, checkpoint=CheckpointConfig(every=1), preview=PreviewConfig(every=1, canvas=(32, 32)))
     with pytest.raises(OSError, match="No space"):
         train(config)

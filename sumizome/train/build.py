@@ -1,0 +1,153 @@
+"""From settings to a trainer: the model, its parallelism, the data, the optimizer, and the state to go on from.
+
+Takes the config apart; nothing below sees more of it than its own part. Every rank builds the same.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from sumizome.data.latents import open_latents
+from sumizome.data.loader import BatchLoader, build_loader
+from sumizome.diffusion.loss import build_loss
+from sumizome.diffusion.schedule import build_noise_schedule
+from sumizome.distributed.parallelize import Parallel, parallelize, resolve_strategy
+from sumizome.distributed.runtime import Ranks
+from sumizome.errors import CheckpointError
+from sumizome.inference import check_canvas
+from sumizome.models.networks import building_blocks
+from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, remove_unfinished
+from sumizome.train.config import TrainConfig
+from sumizome.train.ema import Ema
+from sumizome.train.observers import build_observers
+from sumizome.train.optim import build_optimizer
+from sumizome.train.precision import build_precision
+from sumizome.train.run_dir import (
+    base_digests,
+    check_base_model,
+    read_run_config,
+    record_run,
+    trained_networks,
+    trained_parameters,
+)
+from sumizome.train.saver import Saver
+from sumizome.train.state import restore
+from sumizome.train.step import Objective
+from sumizome.train.trainer import Trainer
+
+__all__ = ["build_trainer"]
+
+_HELD_OUT_AT_MOST = 20
+"""One picture in so many is held out at most, however small the set."""
+
+
+def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trainer, list[str]]:
+    """A trainer at the step where the run directory stands (0 when it is new), and what a user should be told.
+
+    The caller holds the run directory (`run_dir.hold_run_dir`). Collective.
+    Raises: ConfigError, ModelError, ShardError, CheckpointError as their parts do, before anything is trained.
+    """
+    ranks = ranks or Ranks()
+    # Absolute, so that the recorded config means the same from any directory.
+    config = replace(config, model=config.model.resolve(), latents=config.latents.resolve())
+    resolve_strategy(config.parallel, ranks)  # what cannot be is said before anything is loaded
+    precision = build_precision(config.precision, ranks.device)
+    schedule = build_noise_schedule(config.schedule)
+    model, facts, parallel = _build_model(config, ranks)
+    loader = _build_loader(config, facts, ranks)
+    facts = {**facts, "latents": loader.fingerprint}
+    parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
+    objective = Objective(schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type))
+    checkpoints = config.run_dir / "checkpoints"
+    trainer = Trainer(
+        config=config,
+        model=model,
+        objective=objective,
+        loader=loader,
+        parameters=parameters,
+        optimizer=build_optimizer(config.optim, parameters),
+        ema=Ema(config.ema, parameters),
+        saver=Saver(checkpoints, ranks, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous),
+        facts=facts,
+        ranks=ranks,
+        parallel=parallel,
+        precision=precision,
+        observers=build_observers(config, model, objective, loader, precision, parallel, ranks),
+    )
+    ranks.first(lambda: remove_unfinished(checkpoints))
+    saved, damages = latest_checkpoint(checkpoints, ranks=ranks)
+    complaints = [f"{damage}; going on from the checkpoint before it" for damage in damages]
+    if saved is not None:
+        complaints += ranks.first(lambda: _lr_complaint(config))
+        _check_origin(trainer, saved)
+    environment = {"device": str(ranks.device), "ranks": ranks.world, "strategy": parallel.strategy}
+    ranks.first(lambda: record_run(config, {**facts, **environment}))
+    ranks.first(lambda: checkpoints.mkdir(exist_ok=True))
+    if saved is not None:
+        restore(saved, trainer.parameters, trainer.optimizer, trainer.ema)
+        trainer.steps_done = trainer.saver.saved_step = saved.step
+    return trainer, complaints
+
+
+def _build_model(config: TrainConfig, ranks: Ranks) -> tuple[SDXLModel, dict[str, Any], Parallel]:
+    """The base model, spread over the ranks, with gradients on what is trained; and its digests.
+
+    The VAE, which only previews use, stays frozen and whole, as do text encoders that are not trained.
+    """
+    sharded = resolve_strategy(config.parallel, ranks) in ("fsdp", "hybrid")
+    # A model that is to be cut up is loaded in main memory: no device needs to hold it whole.
+    model = load_model(config.model, device="cpu" if sharded else ranks.device)
+    digests = base_digests(model)
+    # How the run predicts, not how its base did: previews must sample what is being learned.
+    model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    if config.preview.every:
+        check_canvas(model, config.preview.canvas)
+    model.vae.requires_grad_(False)
+    model.unet.requires_grad_(True).train()
+    model.text_encoders.requires_grad_(config.optim.text_encoder_lr > 0)
+    parallel = parallelize(
+        trained_networks(model, config.optim.text_encoder_lr > 0),
+        building_blocks,
+        ranks,
+        config.parallel,
+        activation_checkpointing=config.gradient_checkpointing,
+    )
+    return model.to(ranks.device), {"base_model": digests}, parallel
+
+
+def _build_loader(config: TrainConfig, facts: dict[str, Any], ranks: Ranks) -> BatchLoader:
+    """The loader of the run's latents, which must be those of this model's VAE."""
+    cache = open_latents(config.latents)
+    cache.require(vae_digest=facts["base_model"]["vae"])
+    return build_loader(
+        cache,
+        seed=config.seed,
+        micro_batch_size=config.micro_batch_size,
+        micro_batches_per_step=config.micro_batches_per_step,
+        validation_count=min(config.validation.count, len(cache) // _HELD_OUT_AT_MOST),
+        captions=config.captions,
+        tag_weights=config.tag_weights,
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+
+
+def _lr_complaint(config: TrainConfig) -> list[str]:
+    """A word on a learning rate that depends on the run's length, when the length changes."""
+    before = read_run_config(config.run_dir).steps
+    if before == config.steps or config.optim.lr_schedule == "constant":
+        return []
+    return [
+        f"steps was {before} and is now {config.steps}: from here on the {config.optim.lr_schedule} learning rate is "
+        f"that of {config.steps} steps, so this is not the run that {config.steps} steps from the start would have been"
+    ]
+
+
+def _check_origin(trainer: Trainer, saved: SavedCheckpoint) -> None:
+    """Raises: CheckpointError when the checkpoint was trained from another base model, or on other latents."""
+    check_base_model(trainer.config.run_dir, saved, trainer.facts["base_model"])
+    if saved.facts.get("latents") != trainer.facts["latents"]:
+        raise CheckpointError(
+            f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents}; "
+            "give the ones it was started with, or another run_dir"
+        )
