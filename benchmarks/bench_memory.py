@@ -11,9 +11,10 @@ from measurement import record
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from sumizome.distributed.parallelize import apply_checkpointing
 from sumizome.models.architecture import unet_config
 from sumizome.models.conditioning import UNetConditioning, apply_unet
-from sumizome.models.networks import build_network
+from sumizome.models.networks import build_network, building_blocks
 from sumizome.train.footprint import measure_step
 
 MIB = 2**20
@@ -37,7 +38,7 @@ def measured(case: tuple[str, bool, int, int], device: str, full_size: bool) -> 
     precision, checkpointing, side, batch = case
     unet = build(full_size, device).train()
     if checkpointing:
-        unet.enable_gradient_checkpointing()
+        apply_checkpointing(building_blocks(unet))
     latents = torch.randn(batch, 4, side // 8, side // 8, device=device)
     config = unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +25,10 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Precision", "StepFootprint", "forward_flop", "measure_step"]
+from sumizome.models.networks import building_blocks
+from sumizome.train.precision import PrecisionName
 
-Precision: TypeAlias = Literal["fp32", "bf16", "pure_bf16"]
-"""float32; float32 weights computed in bfloat16; bfloat16 weights."""
+__all__ = ["StepFootprint", "forward_flop", "measure_step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def measure_step(
     vae_factor: int = 8,
     batch: int,
     tokens: int = 231,
-    precision: Precision,
+    precision: PrecisionName,
     checkpointing: bool = False,
 ) -> StepFootprint:
     """The footprint of one forward and backward pass over a micro-batch; `unet` is on the meta device.
@@ -79,7 +79,8 @@ def measure_step(
     if checkpointing:
         # What is computed again runs in the backward pass, which has left the function mode: it enters it itself.
         again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), kernels))
-        unet.enable_gradient_checkpointing(again)
+        for block in building_blocks(unet):
+            block.forward = partial(again, block.forward)
     try:
         with tracker, kernels:
             _apply(unet, canvas, vae_factor, batch, tokens).float().square().mean().backward()
@@ -87,7 +88,8 @@ def measure_step(
         for handle in handles:
             handle.remove()
         unet.zero_grad(set_to_none=True)
-        unet.disable_gradient_checkpointing()
+        for block in building_blocks(unet):
+            vars(block).pop("forward", None)
     return StepFootprint(
         working=np.array(tracker.series, np.int64)[:, 0],
         gradients=np.array(tracker.series, np.int64)[:, 1],

@@ -24,6 +24,7 @@ from sumizome.models.sdxl import SDXLModel
 from sumizome.train.checkpoint import Checkpoint
 from sumizome.train.config import TrainConfig
 from sumizome.train.ema import Ema
+from sumizome.train.fused_backward import FusedBackward
 from sumizome.train.metrics import Metrics, NoMetrics, SampleLog, Window
 from sumizome.train.observers import Observer
 from sumizome.train.optim import apply_lr, lr_factor
@@ -66,7 +67,7 @@ class Trainer:
     objective: Objective
     loader: BatchLoader
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | FusedBackward
     ema: Ema
     saver: Saver
     facts: dict[str, Any]
@@ -125,11 +126,12 @@ class Trainer:
         Raises: NonFiniteError, with nothing changed.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        # Before the backward pass, in which a fused optimizer steps.
+        lr = apply_lr(self.optimizer, lr_factor(self.config.optim, self.steps_done, self.config.steps))
         last = len(batches) - 1
         losses = [self._backward(batch, index, last=index == last) for index, batch in enumerate(batches)]
         grad_norm = self._clip()
         mean_loss = self._agree(losses, grad_norm, batches)
-        lr = apply_lr(self.optimizer, lr_factor(self.config.optim, self.steps_done, self.config.steps))
         self._watchdog.at(self.steps_done + 1, "updating the weights")
         self.optimizer.step()
         self.steps_done += 1
@@ -175,6 +177,8 @@ class Trainer:
 
     def _clip(self) -> Tensor:
         """Scales the gradients down to the largest norm allowed; returns the norm that they had."""
+        if isinstance(self.optimizer, FusedBackward):
+            return self.optimizer.grad_norm()
         limit = self.config.optim.max_grad_norm or math.inf
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))

@@ -5,9 +5,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from sumizome.distributed.parallelize import apply_checkpointing
 from sumizome.models.architecture import unet_config
 from sumizome.models.conditioning import UNetConditioning, apply_unet
-from sumizome.models.networks import build_network
+from sumizome.models.networks import build_network, building_blocks
 from sumizome.models.tiny import tiny_unet_config
 from sumizome.train.footprint import forward_flop, measure_step
 
@@ -16,7 +17,7 @@ def _real_step(checkpointing: bool) -> int:
     """The peak that torch's allocator saw in a forward and backward pass of the tiny U-Net, bytes."""
     unet = build_network("unet", tiny_unet_config()).train()
     if checkpointing:
-        unet.enable_gradient_checkpointing()
+        apply_checkpointing(building_blocks(unet))
     condition = UNetConditioning(torch.randn(4, 231, 160), torch.randn(4, 96), torch.zeros(4, 6))
     latents, timesteps = torch.randn(4, 4, 16, 24), torch.zeros(4, dtype=torch.int64)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
