@@ -271,8 +271,8 @@ def _moment_bytes(config: TrainConfig, networks: Networks, trained: int) -> floa
         return trained * (2 + 8 / 256)  # two bytes a weight, two float32 scales a block of 256
     if config.optim.name == "adafactor":
         share = sum(_factored(parameter.shape) for parameter in networks.unet.parameters()) / _count(networks.unet)
-        return 4 * share * trained
-    return (4 if config.precision == "pure_bf16" else 8) * trained
+        return 4.0 * share * trained
+    return (4.0 if config.precision == "pure_bf16" else 8.0) * trained
 
 
 def _factored(shape: tuple[int, ...]) -> int:
