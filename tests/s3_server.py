@@ -48,7 +48,8 @@ def serve_s3(root: Path) -> Iterator[S3Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [program, "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}"]
-    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--config", os.devnull, "--dir-cache-time", "0s"]
+    # A short cache of folders, so that a test may change files behind the server's back; with none, rclone spins.
+    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--config", os.devnull, "--dir-cache-time", "200ms"]
     command += ["--vfs-cache-mode", "off", "--etag-hash", "", "--log-level", "ERROR"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
@@ -89,6 +90,7 @@ class FaultyProxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def answer(self) -> None:
                 with lock:
@@ -97,7 +99,7 @@ class FaultyProxy:
                     proxy.faulted[fault] += 1
                 _answer(self, proxy, fault)
 
-            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -147,9 +149,7 @@ def _answer(request: BaseHTTPRequestHandler, proxy: FaultyProxy, fault: str) -> 
     _send(request, status, headers, answer)
 
 
-def _forward(
-    request: BaseHTTPRequestHandler, body: bytes, port: int
-) -> tuple[int, list[tuple[str, str]], bytes]:
+def _forward(request: BaseHTTPRequestHandler, body: bytes, port: int) -> tuple[int, list[tuple[str, str]], bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
         connection.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
@@ -170,5 +170,5 @@ def _send(request: BaseHTTPRequestHandler, status: int, headers: list[tuple[str,
     for name, value in headers:
         request.send_header(name, value)
     request.end_headers()
-    if request.command != "HEAD":
+    if request.command != "HEAD" and body:
         request.wfile.write(body)

@@ -5,6 +5,7 @@ message; they come from the environment or the AWS configuration, as for every o
 a multipart upload, put an object there whole or not at all; doing it twice is doing it once.
 """
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -24,10 +25,12 @@ Result = TypeVar("Result")
 _CHUNK = 16 * 2**20
 """Bytes of a download that are asked for, and tried again, together."""
 _CONNECTIONS = 64
+_SLOWEST = 128 * 1024
+"""Bytes a second: a transfer slower than this counts as dead. A server that is silent before "100 Continue" trips no
+other timeout."""
 _TRANSIENT_STATUS = (408, 429)
 _TRANSIENT_CODES = ("RequestTimeout", "SlowDown", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
 """S3's codes that are worth another attempt although their HTTP status says 400."""
-
 
 
 class ShortRead(Exception):
@@ -63,7 +66,9 @@ class S3Store:
             return b""
 
         def read() -> bytes:
-            data: bytes = self._filesystem().cat_file(self._key(name), start=start, end=stop, max_concurrency=1)
+            data: bytes = self._call(
+                "_cat_file", self._key(name), start=start, end=stop, max_concurrency=1, size=stop - start
+            )
             if len(data) != stop - start:
                 raise ShortRead(f"{len(data)} bytes came instead of {stop - start}")
             return data
@@ -71,10 +76,14 @@ class S3Store:
         return self._tried("read", name, read)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        self._tried("written", name, lambda: self._filesystem().pipe_file(self._key(name), data))
+        self._tried("written", name, lambda: self._call("_pipe_file", self._key(name), data, size=len(data)))
 
     def put_file(self, source: Path, name: str) -> None:
-        self._tried("written", name, lambda: self._filesystem().put_file(str(source), self._key(name)))
+        try:
+            size = source.stat().st_size
+        except OSError as error:
+            raise StoreError(f"{source} cannot be read: {error.strerror}") from error
+        self._tried("written", name, lambda: self._call("_put_file", str(source), self._key(name), size=size))
 
     def fetch(self, name: str, to: Path) -> None:
         size = self.size(name)
@@ -87,12 +96,12 @@ class S3Store:
         write_atomically(to, write, failure=StoreError)
 
     def size(self, name: str) -> int:
-        return int(self._tried("found", name, lambda: self._filesystem().info(self._key(name))["size"]))
+        return int(self._tried("found", name, lambda: self._call("_info", self._key(name))["size"]))
 
     def exists(self, name: str) -> bool:
         def found() -> bool:
             try:
-                return bool(self._filesystem().info(self._key(name))["type"] == "file")
+                return bool(self._call("_info", self._key(name))["type"] == "file")
             except FileNotFoundError:
                 return False
 
@@ -102,7 +111,7 @@ class S3Store:
         folder = self._key(prefix) if prefix else self._root
 
         def found() -> dict[str, Any]:
-            listed: dict[str, Any] = self._filesystem().find(folder, detail=True)
+            listed: dict[str, Any] = self._call("_find", folder, detail=True)
             return listed
 
         entries = self._tried("listed", prefix, found)
@@ -112,7 +121,7 @@ class S3Store:
     def remove(self, name: str) -> None:
         def removed() -> None:
             with contextlib.suppress(FileNotFoundError):
-                self._filesystem().rm_file(self._key(name))
+                self._call("_rm_file", self._key(name))
 
         self._tried("removed", name, removed)
 
@@ -129,19 +138,31 @@ class S3Store:
             return self._policy.run(action, _is_transient)
         except GaveUp as gave_up:
             raise StoreError(
-                f"{where} could not be {verb} in {gave_up} (last: {_in_words(gave_up.cause)}); check the network and the "
-                "server, then run the command again: it goes on where it stopped"
+                f"{where} could not be {verb} in {gave_up} (last: {_in_words(gave_up.cause)}); check the network and "
+                "the server, then run the command again: it goes on where it stopped"
             ) from None
         except FileNotFoundError:
             raise StoreError(f"{where} is missing, or its bucket is") from None
         except Exception as error:
             remedy = (
-                "check the credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) "
-                "and their rights on the bucket"
+                "check the credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                "AWS_PROFILE) and their rights on the bucket"
                 if isinstance(error, PermissionError) or "credentials" in str(error).lower()
                 else "check the address, AWS_ENDPOINT_URL and the rights on the bucket"
             )
             raise StoreError(f"{where} could not be {verb} ({_in_words(error)}); {remedy}") from None
+
+    def _call(self, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
+        """One attempt at a coroutine of the file system, cancelled when it takes longer than any live connection."""
+        from fsspec.asyn import sync
+
+        filesystem = self._filesystem()
+        seconds = self._policy.connect_timeout_s + self._policy.read_timeout_s + size / _SLOWEST
+
+        async def bounded() -> Any:
+            return await asyncio.wait_for(getattr(filesystem, method)(*arguments, **options), seconds)
+
+        return sync(filesystem.loop, bounded)
 
     def _filesystem(self) -> Any:
         with self._lock:
@@ -163,7 +184,7 @@ def _open_filesystem(policy: RetryPolicy) -> Any:
             "connect_timeout": policy.connect_timeout_s,
             "read_timeout": policy.read_timeout_s,
             "max_pool_connections": _CONNECTIONS,
-            # Several S3-compatible servers get AWS's newer checksums wrong; what is read is verified by our own digests.
+            # Several S3-compatible servers get AWS's newer checksums wrong; our own digests verify what is read.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         },

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sumizome.data.retries import RetryPolicy
 from sumizome.errors import ConfigError, StoreError
@@ -20,6 +20,7 @@ __all__ = ["LocalStore", "Store", "as_address", "checked_name", "is_remote", "op
 _CHUNK = 16 * 2**20
 
 
+@runtime_checkable
 class Store(Protocol):
     """A place with named objects. A name is relative, with "/" between its parts; all may raise StoreError."""
 
@@ -66,7 +67,7 @@ class Store(Protocol):
     def exists(self, name: str) -> bool: ...
 
     def list(self, prefix: str = "") -> dict[str, int]:
-        """name → bytes of the objects whose names begin with the folder `prefix`, by name. Hidden files are not told."""
+        """name → bytes of the objects in the folder `prefix` and below, by name. Hidden files are not told."""
         ...
 
     def remove(self, name: str) -> None:
@@ -160,8 +161,8 @@ class LocalStore:
         _copy(source, self.local_path(name))
 
     def fetch(self, name: str, to: Path) -> None:
-        with self._reading(name) as path:
-            _copy(path, to)
+        self.size(name)  # what is missing is the store's fault, not that of `to`
+        _copy(self.local_path(name), to)
 
     def size(self, name: str) -> int:
         with self._reading(name) as path:
