@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from botocore.session import get_session as boto_session
 from hypothesis import settings
 from jaxtyping import install_import_hook
 from PIL import Image
@@ -48,7 +49,9 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for variable in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.delenv(variable, raising=False)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    s3_server.bucket(name)
+    # Not a folder made behind the server's back, which it may not see at once.
+    boto = boto_session().create_client("s3")
+    boto.create_bucket(Bucket=name)
     return f"s3://{name}"
 
 

@@ -34,10 +34,6 @@ class S3Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def bucket(self, name: str) -> Path:
-        (self.root / name).mkdir(exist_ok=True)
-        return self.root / name
-
 
 @contextlib.contextmanager
 def serve_s3(root: Path) -> Iterator[S3Server]:

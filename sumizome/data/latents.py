@@ -5,6 +5,7 @@ format is `shards`', their bytes come from `shard_files` or `remote_shards`. The
 only what matches a digest taken before it was written; damage is an error that names it.
 """
 
+import math
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +43,8 @@ Verify = Literal["auto", "full", "size"]
 In a store that is not this machine's, "full" fetches the shards, as far as the cache has room."""
 
 _FULL_BELOW = 4 * 2**30
+_BLOCK = 32768
+"""Numbers converted at once: as many as torch converts without waking other threads, which costs more than it gives."""
 _REQUESTS = 32
 """Records asked for at once over a network."""
 _AHEAD = 2048
@@ -89,15 +92,17 @@ class LatentCache:
         buckets = self.index.bucket[rows]
         if (buckets != buckets[:1]).any():
             raise ValueError(f"rows of {len(np.unique(buckets))} buckets cannot be one batch")
-        half = np.empty((len(rows), *self._shape(int(buckets[0]))), np.float16)
-        if self._pool is None:
-            self._fill(half, rows)
-        else:
-            self.prefetch(rows)
-            for place, row in enumerate(rows.tolist()):
-                coming = self._coming.pop(row, None)  # None: another thread has asked for the same row, and took it
-                half[place] = self._one(row) if coming is None else coming.result()
-        return torch.from_numpy(half).float()
+        self.prefetch(rows)
+        shape = self._shape(int(buckets[0]))
+        # numpy asks for huge pages, and a block is checked and converted while it is still in the processor's cache.
+        read = torch.from_numpy(np.empty((len(rows), *shape), np.float32))
+        block = max(1, _BLOCK // math.prod(shape))
+        half = np.empty((min(block, len(rows)), *shape), np.float16)
+        for first in range(0, len(rows), block):
+            part = rows[first : first + block]
+            self._gather(half[: len(part)], part)
+            _convert(half[: len(part)], read[first : first + block])
+        return read
 
     def prefetch(self, rows: Int[np.ndarray, " n"]) -> None:
         """Begins to read rows, of any buckets, that `read` will be asked for. Nothing to do where no network is."""
@@ -114,6 +119,15 @@ class LatentCache:
         """(channels, height, width) of a bucket's latents."""
         height, width = (self.buckets[bucket] // self.fingerprint.vae_factor).tolist()
         return len(self.fingerprint.latent_mean), height, width
+
+    def _gather(self, half: Float16[np.ndarray, "b c h w"], rows: Int[np.ndarray, " b"]) -> None:
+        """Records of one bucket, checked, read now or taken from what `prefetch` began."""
+        if self._pool is None:
+            self._fill(half, rows)
+            return
+        for place, row in enumerate(rows.tolist()):
+            coming = self._coming.pop(row, None)  # None: another thread asked for the same row, and took it
+            half[place] = self._one(row) if coming is None else coming.result()
 
     def _one(self, row: int) -> Float16[np.ndarray, "c h w"]:
         half = np.empty((1, *self._shape(int(self.index.bucket[row]))), np.float16)
@@ -139,6 +153,12 @@ class LatentCache:
                 f"{self.shards.location(unit)} is damaged at picture {index.ids(rows[number : number + 1])[0]}: its "
                 f"CRC-32 is not the one in the index; {self.plan.remedy}"
             )
+
+
+def _convert(half: Float16[np.ndarray, "b c h w"], into: Latents) -> None:
+    numbers, target = torch.from_numpy(half.reshape(-1)), into.view(-1)
+    for first in range(0, len(numbers), _BLOCK):
+        target[first : first + _BLOCK].copy_(numbers[first : first + _BLOCK])
 
 
 def open_latents(root: Path | str, verify: Verify = "auto", cache: CacheConfig | None = None) -> LatentCache:

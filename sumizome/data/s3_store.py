@@ -7,6 +7,7 @@ a multipart upload, put an object there whole or not at all; doing it twice is d
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -25,6 +26,7 @@ Result = TypeVar("Result")
 _CHUNK = 16 * 2**20
 """Bytes of a download that are asked for, and tried again, together."""
 _CONNECTIONS = 64
+_OPENING = threading.Lock()
 _SLOWEST = 128 * 1024
 """Bytes a second: a transfer slower than this counts as dead. A server that is silent before "100 Continue" trips no
 other timeout."""
@@ -43,8 +45,6 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str, policy: RetryPolicy) -> None:
         self._root = f"{bucket}/{prefix}" if prefix else bucket
         self._policy = policy
-        self._lock = threading.Lock()
-        self._opened: tuple[int, Any] | None = None
         self.address = f"s3://{self._root}"
 
     @property
@@ -165,14 +165,17 @@ class S3Store:
         return sync(filesystem.loop, bounded)
 
     def _filesystem(self) -> Any:
-        with self._lock:
-            if self._opened is None or self._opened[0] != os.getpid():
-                self._opened = (os.getpid(), _open_filesystem(self._policy))
-            return self._opened[1]
+        environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+        with _OPENING:
+            return _open_filesystem(self._policy, os.getpid(), environment)
 
 
-def _open_filesystem(policy: RetryPolicy) -> Any:
-    """fsspec's S3 without its caches, and without its own retries: `RetryPolicy` is the only one that counts."""
+@functools.lru_cache(maxsize=4)
+def _open_filesystem(policy: RetryPolicy, process: int, environment: tuple[tuple[str, str], ...]) -> Any:
+    """fsspec's S3 without its caches, and without its own retries: `RetryPolicy` is the only one that counts.
+
+    One a process and environment: opening takes a tenth of a second, and its connections are shared.
+    """
     import s3fs
 
     filesystem = s3fs.S3FileSystem(
