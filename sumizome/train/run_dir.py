@@ -47,6 +47,7 @@ __all__ = [
 _MAY_CHANGE = (
     "run_dir", "model", "latents", "steps", "device", "log_every", "tensorboard", "gradient_checkpointing",
     "validation.every", "validation.timesteps", "preview.", "checkpoint.", "parallel.", "ema.device", "log_samples",
+    "cache_dir", "cache_size",
 )  # fmt: skip
 
 

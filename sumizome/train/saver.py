@@ -19,6 +19,7 @@ from sumizome.distributed.parallelize import local
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError
 from sumizome.train.checkpoint import PARTS, Checkpoint, prune_checkpoints, verify_checkpoint, write_checkpoint
+from sumizome.train.mirror import CheckpointMirror
 
 __all__ = ["Saver"]
 
@@ -28,8 +29,19 @@ _FAILURES_AT_MOST = 3
 class Saver:
     """Writes the checkpoints of a run below `directory`. Its methods are collective."""
 
-    def __init__(self, directory: Path, ranks: Ranks, *, keep: int, asynchronous: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ranks: Ranks,
+        *,
+        keep: int,
+        asynchronous: bool = True,
+        mirror: CheckpointMirror | None = None,
+    ) -> None:
         self.directory, self.ranks, self.keep, self.asynchronous = directory, ranks, keep, asynchronous
+        self.mirror = mirror
+        self.complaints: list[str] = []
+        """What went wrong beside the checkpoint itself, for the user; whoever shows it empties it."""
         self.stall = 0.0
         """Seconds that the last save kept training waiting."""
         self.saved_step: int | None = None
@@ -91,6 +103,8 @@ class Saver:
         (problem, *_) = self.ranks.gather(problem, self.ranks.saving)
         if problem is not None:
             raise CheckpointError(problem)
+        if self.mirror is not None:
+            self.complaints += self.mirror.put(path, self.ranks)
         return path
 
     def _forget_old(self, newest: Path) -> str | None:

@@ -237,7 +237,7 @@ class Trainer:
         return tuple(notes)
 
     def _save_if_due(self) -> list[str]:
-        notes = []
+        notes, self.saver.complaints = self.saver.complaints, []
         if self._save_failed:
             problem = self.saver.settle()
             notes += [f"{problem}; training goes on, the next save is due as before"] if problem else []
