@@ -1,4 +1,4 @@
-"""Checkpoints in a second place: a folder and a real S3 server; whole there or not counted, verified on the way back."""
+"""Checkpoints in a second place, a folder or a real S3 server: whole there or not counted, verified on the way back."""
 
 import shutil
 from pathlib import Path
