@@ -49,9 +49,9 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def config(tiny_folder: Path, tiny_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+def config(small_folder: Path, tiny_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     return TrainConfig(
-        model=tiny_folder,
+        model=small_folder,
         latents=tiny_latents,
         run_dir=tmp_path_factory.mktemp("ranks") / "whole",
         steps=4,
@@ -65,7 +65,7 @@ def config(tiny_folder: Path, tiny_latents: Path, tmp_path_factory: pytest.TempP
         captions=CaptionConfig(tag_dropout=0.2, caption_dropout=0.2),
         optim=OptimConfig(lr=1e-4, text_encoder_lr=1e-4, warmup_steps=1, eps=1e-3),
         validation=ValidationConfig(every=4, count=2, timesteps=(100, 999)),
-        checkpoint=CheckpointConfig(every=2),
+        checkpoint=CheckpointConfig(every=0),
     )
 
 
