@@ -29,7 +29,16 @@ from sumizome.data.sources import ImageTask, Reject, printable, scan_source
 from sumizome.data.tags import GENERAL, load_tag_categories
 from sumizome.errors import ConfigError, DataError
 
-__all__ = ["IngestResult", "Progress", "available_cores", "ingest", "ingest_to", "rejects_path"]
+__all__ = [
+    "COPY_COLUMNS",
+    "IngestResult",
+    "Progress",
+    "available_cores",
+    "copies_path",
+    "ingest",
+    "ingest_to",
+    "rejects_path",
+]
 
 Progress: TypeAlias = Callable[[int, int], object]
 """called with (pictures done, pictures in all)"""
@@ -334,10 +343,13 @@ def _ids(digests: pa.ChunkedArray) -> pa.Array:
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 
+COPY_COLUMNS = ("source", "path", "kind", "distance", "kept_source", "kept_path", "dropped")
+"""of .duplicates.csv"""
+
+
 def _write_copies(result: IngestResult, path: Path) -> None:
     roots = [printable(str(root)) for root in result.manifest.sources]
-    header = ["source", "path", "kind", "distance", "kept_source", "kept_path", "dropped"]
     lines = (
         (roots[source], *middle, roots[kept], path, dropped) for source, *middle, kept, path, dropped in result.copies
     )
-    write_csv(path, header, lines)
+    write_csv(path, COPY_COLUMNS, lines)

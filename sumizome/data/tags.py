@@ -232,19 +232,23 @@ def tag_statistics(
     config: TagWeightConfig,
     categories: Mapping[str, str] | None = None,
     given: Mapping[str, float] | None = None,
+    image_weights: Weights | None = None,
 ) -> pa.Table:
     """What weighting does to each tag, the most frequent first.
 
     Columns: `tag`, `category`, `count` (times that an epoch shows it), `weight` (the tag's own) and `effective` (the
-    sum of the loss weights of these showings: the count as training feels it). Arguments as of `tag_loss_weights`.
+    sum of the loss weights of these showings: the count as training feels it). Arguments as of `tag_loss_weights`;
+    `image_weights` is what that found, where it was asked before.
     """
     coded = code_tags(table["tags"])
     names, category = _categorise(coded.vocabulary, categories or {})
     shown = table["repeats"].to_numpy().astype(np.float64)
     weights = _weigh_tags(coded, shown, category, len(names), config, given)
-    counts, effective = coded.sums(shown), coded.sums(shown)
+    counts = effective = coded.sums(shown)
     if len(table) and (config.strength > 0 or given is not None):
-        effective = coded.sums(shown * _image_weights(coded, weights, category, len(names), shown, config))
+        if image_weights is None:
+            image_weights = _image_weights(coded, weights, category, len(names), shown, config)
+        effective = coded.sums(shown * image_weights)
     found = pa.table(
         {
             "tag": coded.vocabulary,
