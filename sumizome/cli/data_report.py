@@ -1,7 +1,7 @@
 """Show a data set on one HTML page: buckets, sizes, tags, weights, captions, duplicates, rejects, latents.
 
-The page is one file that fetches nothing and runs nothing: keep it, send it, open it anywhere. On top stands what deserves
-attention, with what to do about each.
+The page is one file that fetches nothing and runs nothing: keep it, send it, open it anywhere. On top stands what
+deserves attention, with what to do about each.
 """
 
 from dataclasses import dataclass, field

@@ -84,9 +84,9 @@ def _inspect(task: ImageTask, look: Look) -> Outcome:
 
 
 def _thumbnail(picture: Image.Image, side: int) -> bytes:
-    scale, file = min(1.0, side / max(picture.size)), BytesIO()
-    small = tuple(max(1, round(length * scale)) for length in picture.size)
-    picture.resize(small, Image.Resampling.LANCZOS, reducing_gap=2.0).save(file, "WEBP", quality=80)
+    width, height = (max(1, round(length * min(1.0, side / max(picture.size)))) for length in picture.size)
+    file = BytesIO()
+    picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0).save(file, "WEBP", quality=80)
     return file.getvalue()
 
 

@@ -1,8 +1,8 @@
-"""Tags as numbers: a column of tag lists as one vocabulary and, batch by batch, indices into it.
+"""Tags as numbers: a column of tag lists as one vocabulary and an index into it for each tag.
 
-Owns the encoding. Invariant: memory beyond the column itself grows with the vocabulary and with one batch, not with the
-number of tags: of six million pictures with thirty tags each, no array of 180 million entries is made. Strings and
-dictionary-encoded strings give the same vocabulary in the same order, that of first appearance.
+Owns the encoding. Invariant: four bytes a tag are kept, and what is computed of them is computed some pictures at a
+time, so that nothing else grows with the number of tags: six million pictures with thirty tags each have 180 million.
+Plain and dictionary-encoded strings give the same.
 """
 
 from collections.abc import Iterator
@@ -21,19 +21,18 @@ _BATCH = 65_536
 
 @dataclass(frozen=True, eq=False)
 class CodedTags:
-    """A column of tag lists, read as often as asked for."""
+    """A column of tag lists, to be read as often as needed."""
 
     vocabulary: pa.Array
     """each tag once, string, in the order of first appearance"""
-    column: pa.ChunkedArray
-    places: tuple[NDArray[np.int32], ...]
-    """of each batch: the place in the vocabulary of each entry of the batch's own"""
+    lengths: tuple[NDArray[np.int64], ...]
+    """number of tags of each picture, batch by batch"""
+    codes: tuple[NDArray[np.int32], ...]
+    """indices into the vocabulary of all tags of a batch, one picture after another"""
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
         """(number of tags of each picture, all their indices into the vocabulary), some pictures at a time."""
-        for lists, place in zip(_slices(self.column), self.places, strict=True):
-            lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
-            yield lengths, place[_dictionary(lists).indices.to_numpy()]
+        return zip(self.lengths, self.codes, strict=True)
 
     def sums(self, weights: NDArray[np.generic] | None = None) -> NDArray[np.float64]:
         """[vocabulary]: the sum of the weights [pictures] of those that bear a tag; without weights, their count."""
@@ -48,16 +47,17 @@ class CodedTags:
 
 def code_tags(column: pa.ChunkedArray) -> CodedTags:
     """The vocabulary of a column of lists of strings (plain or dictionary-encoded), and the column as numbers."""
-    vocabulary, places = pa.array([], pa.string()), []
+    vocabulary, lengths, codes = pa.array([], pa.string()), [], []
     for lists in _slices(column):
-        own = _dictionary(lists).dictionary.cast(pa.string())
+        own, indices = _encode(lists.flatten())
         place = pc.index_in(own, vocabulary)
         new = own.filter(pc.is_null(place))
         if len(new):
             vocabulary = pa.concat_arrays([vocabulary, new])
             place = pc.index_in(own, vocabulary)
-        places.append(place.to_numpy().astype(np.int32))
-    return CodedTags(vocabulary, column, tuple(places))
+        lengths.append(pc.list_value_length(lists).to_numpy().astype(np.int64))
+        codes.append(place.to_numpy().astype(np.int32)[indices])
+    return CodedTags(vocabulary, tuple(lengths), tuple(codes))
 
 
 def _slices(column: pa.ChunkedArray) -> Iterator[pa.ListArray]:
@@ -66,7 +66,10 @@ def _slices(column: pa.ChunkedArray) -> Iterator[pa.ListArray]:
             yield chunk.slice(first, _BATCH)
 
 
-def _dictionary(lists: pa.ListArray) -> pa.DictionaryArray:
-    """The tags of some lists, with a dictionary of just these, in the order of first appearance."""
-    tags = lists.flatten()
-    return (tags.cast(pa.string()) if pa.types.is_dictionary(tags.type) else tags).dictionary_encode()
+def _encode(tags: pa.Array) -> tuple[pa.Array, NDArray[np.int32]]:
+    """(the different tags in the order of first appearance, index into these of each tag)."""
+    if not pa.types.is_dictionary(tags.type):
+        encoded = tags.dictionary_encode()
+        return encoded.dictionary, encoded.indices.to_numpy()
+    encoded = tags.indices.dictionary_encode()  # numbers instead of texts; and entries that nothing uses fall away
+    return tags.dictionary.take(encoded.dictionary).cast(pa.string()), encoded.indices.to_numpy()

@@ -25,12 +25,14 @@ __all__ = [
     "MAX_TAG_LENGTH",
     "ParsedTags",
     "TagWeightConfig",
+    "Weighed",
     "load_tag_categories",
     "normalise_tag",
     "parse_tags",
     "tag_counts",
     "tag_loss_weights",
     "tag_statistics",
+    "weigh",
 ]
 
 MAX_TAGS = 2000
@@ -227,38 +229,53 @@ def _tag_weights(counts: Weights, category: NDArray[np.int64], category_count: i
     return weights
 
 
+class Weighed(NamedTuple):
+    """What weighting makes of a data set."""
+
+    images: Weights
+    """as of `tag_loss_weights`"""
+    tags: pa.Table
+    """as of `tag_statistics`"""
+
+
 def tag_statistics(
     table: pa.Table,
     config: TagWeightConfig,
     categories: Mapping[str, str] | None = None,
     given: Mapping[str, float] | None = None,
-    image_weights: Weights | None = None,
 ) -> pa.Table:
     """What weighting does to each tag, the most frequent first.
 
     Columns: `tag`, `category`, `count` (times that an epoch shows it), `weight` (the tag's own) and `effective` (the
-    sum of the loss weights of these showings: the count as training feels it). Arguments as of `tag_loss_weights`;
-    `image_weights` is what that found, where it was asked before.
+    sum of the loss weights of these showings: the count as training feels it). Arguments as of `tag_loss_weights`.
     """
+    return weigh(table, config, categories, given).tags
+
+
+def weigh(
+    table: pa.Table,
+    config: TagWeightConfig,
+    categories: Mapping[str, str] | None = None,
+    given: Mapping[str, float] | None = None,
+) -> Weighed:
+    """`tag_loss_weights` and `tag_statistics` at once."""
     coded = code_tags(table["tags"])
     names, category = _categorise(coded.vocabulary, categories or {})
     shown = table["repeats"].to_numpy().astype(np.float64)
     weights = _weigh_tags(coded, shown, category, len(names), config, given)
-    counts = effective = coded.sums(shown)
+    images = np.ones(len(table))
     if len(table) and (config.strength > 0 or given is not None):
-        if image_weights is None:
-            image_weights = _image_weights(coded, weights, category, len(names), shown, config)
-        effective = coded.sums(shown * image_weights)
+        images = _image_weights(coded, weights, category, len(names), shown, config)
     found = pa.table(
         {
             "tag": coded.vocabulary,
             "category": pa.array(names).take(pa.array(category)),
-            "count": counts.astype(np.int64),
+            "count": coded.sums(shown).astype(np.int64),
             "weight": weights,
-            "effective": effective,
+            "effective": coded.sums(shown * images),
         }
     )
-    return found.sort_by([("count", "descending"), ("tag", "ascending")])
+    return Weighed(images, found.sort_by([("count", "descending"), ("tag", "ascending")]))
 
 
 def _categorise(vocabulary: pa.Array, categories: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:

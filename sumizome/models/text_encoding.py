@@ -134,7 +134,7 @@ def chunk_prompt(prompt: str, max_chunks: int = 3) -> ChunkedPrompt:
 
 
 def count_chunks(prompts: Sequence[str]) -> Int[np.ndarray, "n 2"]:
-    """(tokens, chunks that they need) of each prompt, as `chunk_prompt` would fill them without a limit; for statistics.
+    """(tokens, chunks that they need) of each prompt, as `chunk_prompt` fills them without a limit; for statistics.
 
     No word reaches over a space, so what stands between ", " is tokenised once however many prompts hold it.
     """

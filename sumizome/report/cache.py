@@ -1,7 +1,7 @@
 """What a folder of prepared latents holds: how much of it, of which statistics, what was left out, what lies about.
 
-Owns the figures of the page's last section. Reads through `LatentCache`, so what it shows was verified; damage is an item
-of the page, not the end of it.
+Owns the figures of the page's last section. Reads through `LatentCache`, so what it shows was verified; damage is an
+item of the page, not the end of it.
 """
 
 from collections.abc import Iterable

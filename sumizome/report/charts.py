@@ -1,7 +1,7 @@
 """Drawings as numbers: bars, a density, lines on logarithmic axes, each a `Chart` that a template draws as SVG.
 
-Owns the geometry and the ticks; knows neither HTML nor what is drawn. Units: those of the drawing's view box, y downwards.
-Colours are the page's: a rectangle has a shade between 0 and 1, which a greyscale print keeps.
+Owns the geometry and the ticks; knows neither HTML nor what is drawn. Units: those of the drawing's view box, y
+downwards. Colours are the page's: a rectangle has a shade between 0 and 1, which a greyscale print keeps.
 """
 
 import math
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Chart", "Line", "Rect", "Tick", "density", "histogram", "rank_frequency", "short"]
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 640.0, 56.0, 628.0, 14.0, 46.0
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 640.0, 56.0, 618.0, 14.0, 46.0
 
 
 class Tick(NamedTuple):
@@ -77,12 +77,13 @@ def histogram(
     *,
     label: Callable[[float], str] = short,
     y_title: str = "pictures",
-    height: float = 210.0,
+    width: float = _WIDTH,
 ) -> Chart:
     """Bars of equal width between their edges (one more than bars), whatever the edges are."""
+    height, right = 210.0, width - _WIDTH + _RIGHT
     bottom, most = height - _BOTTOM, max(1, *counts)
     top = _nice_ceiling(most)
-    step = (_RIGHT - _LEFT) / len(counts)
+    step = (right - _LEFT) / len(counts)
     rects = [
         Rect(
             _LEFT + index * step + 0.5,
@@ -95,10 +96,10 @@ def histogram(
         for index, count in enumerate(counts)
         if count
     ]
-    every = math.ceil(len(edges) / 11)
+    every = math.ceil(len(edges) / (width / 58))
     x_ticks = [Tick(_LEFT + index * step, label(edge)) for index, edge in enumerate(edges) if index % every == 0]
     y_ticks = [Tick(bottom - (bottom - _TOP) * share, short(top * share)) for share in (0, 0.25, 0.5, 0.75, 1)]
-    return Chart(title, x_title, y_title, height, x_ticks, y_ticks, rects)
+    return Chart(title, x_title, y_title, height, x_ticks, y_ticks, rects, width=width, right=right)
 
 
 def _nice_ceiling(value: float) -> float:
@@ -164,7 +165,8 @@ def rank_frequency(title: str, series: Sequence[tuple[str, NDArray[np.float64]]]
         return f"{x:.1f},{y:.1f}"
 
     lines = []
-    for style, (name, values) in zip(("solid", "dashed"), series, strict=False):
+    styles: tuple[Literal["solid", "dashed"], ...] = ("solid", "dashed")
+    for style, (name, values) in zip(styles, series, strict=False):
         ranks = np.unique(np.geomspace(1, max(1, len(values)), 200).astype(np.int64))
         points = " ".join(place(rank, float(values[rank - 1])) for rank in ranks.tolist() if rank <= len(values))
         lines.append(Line(points, style, name))

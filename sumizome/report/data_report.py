@@ -16,7 +16,7 @@ from sumizome.data.captions import CaptionConfig
 from sumizome.data.ingest import available_cores
 from sumizome.data.manifest import Manifest, load_manifest
 from sumizome.data.tag_table import load_tag_table
-from sumizome.data.tags import TagWeightConfig
+from sumizome.data.tags import TagWeightConfig, weigh
 from sumizome.errors import ConfigError
 from sumizome.report.cache import Cache, describe_cache
 from sumizome.report.findings import find
@@ -100,13 +100,14 @@ def build_data_report(
     table, max_error = _canvases(config, cache)
     buckets = describe_buckets(manifest, table, max_error)
     progress("tags and weights")
-    weights = describe_weights(manifest, config.weights, categories, given)
-    tags = describe_tags(manifest, config.weights, categories, given, weights.per_image)
+    weighed = weigh(manifest.table, config.weights, categories, given)
+    weights = describe_weights(weighed.images, config.weights)
+    tags = describe_tags(weighed.tags, pictures.showings, config.weights.min_count)
     progress("tokens")
     tokens = describe_tokens(manifest, config.captions, categories, config.max_chunks, config.token_sample)
     progress("rejects and duplicates")
     rejects, copies = describe_rejects(manifest_path), describe_copies(manifest_path)
-    rows = [*weights.lightest, *weights.heaviest, *buckets.most_cropped]
+    rows = [*weights.lightest, *weights.heaviest, *(row for row, _ in buckets.most_cropped)]
     places = [_place(manifest, row) for row in rows]
     for reason in rejects or []:
         places += [(line.source, line.path) for line in reason.examples]
@@ -130,7 +131,7 @@ def build_data_report(
         "held_out": held_out(config.validation_count, pictures.count),
         "findings": find(pictures, buckets, tags, weights, tokens, rejects, copies, cache),
         "thumbnails": _thumbnails(places, manifest, config.workers),
-        "row": _row_of(manifest, weights.per_image),
+        "row": _row_of(manifest, weighed.images),
     }
 
 

@@ -14,8 +14,12 @@ from sumizome.report.tagging import Tags, Tokens, Weights
 
 __all__ = ["Finding", "find"]
 
-_DAMAGE = frozenset({"truncated", "undecodable", "bad_chunk", "broken_palette", "md5_mismatch", "decoder_died", "changed"})
-_BY_RULE = frozenset({"rating_excluded", "rating_missing", "below_min_side", "below_min_pixels", "duplicate", "near_duplicate"})
+_DAMAGE = frozenset(
+    {"truncated", "undecodable", "bad_chunk", "broken_palette", "md5_mismatch", "decoder_died", "changed"}
+)
+_BY_RULE = frozenset(
+    {"rating_excluded", "rating_missing", "below_min_side", "below_min_pixels", "duplicate", "near_duplicate"}
+)
 """reasons that a user asked for"""
 _HEAD = 0.5
 """share of showings: a tag in more of them is nearly the data set itself"""
@@ -74,7 +78,7 @@ def _of_rejects(rejects: list[Reason], pictures: Pictures) -> Iterator[Finding]:
         yield Finding(
             others > 0.01 * total,
             f"{_share(others, total)} files were left out for other reasons than your rules or damage",
-            "Look at the reasons: formats can be converted, names and captions mended; then run `sumizome ingest` again.",
+            "Look at the reasons: formats can be converted, names and captions mended; then ingest again.",
             "rejects",
         )
 
@@ -92,7 +96,7 @@ def _of_buckets(buckets: Buckets, pictures: Pictures) -> Iterator[Finding]:
         yield Finding(
             buckets.much_enlarged > 0.05 * pictures.count,
             f"{_share(buckets.much_enlarged, pictures.count)} pictures are enlarged by more than {ENLARGED}×",
-            "They teach blur: leave small ones out with --rules.min-side or --rules.min-pixels at `sumizome ingest`, or "
+            "They teach blur: leave small ones out with --rules.min-side or --rules.min-pixels at ingest, or "
             "train at a smaller --area.",
             "buckets",
         )
@@ -112,7 +116,7 @@ def _of_captions(pictures: Pictures, tokens: Tokens) -> Iterator[Finding]:
             tokens.cut > 0.01 * pictures.count,
             f"{about}{_share(tokens.cut, pictures.count)} captions are cut: they need more than "
             f"{tokens.max_chunks} chunks of 75 tokens",
-            "Raise max_chunks in the training settings, or leave groups out: captions.leave_out = [\"meta\"].",
+            'Raise max_chunks in the training settings, or leave groups out: captions.leave_out = ["meta"].',
             "captions",
         )
     if pictures.untagged:
@@ -155,7 +159,7 @@ def _of_tags(tags: Tags, weights: Weights, pictures: Pictures) -> Iterator[Findi
         yield Finding(
             False,
             "1 category holds all tags",
-            "With --tags.categories (a CSV of tag, category) characters and artists can be protected and weighed apart.",
+            "With --tags.categories (a CSV of tag, category), characters and artists can be protected.",
             "tags",
         )
     bound = weights.at_least + weights.at_most

@@ -1,7 +1,7 @@
 """What is not in the manifest, or is in it twice: rejects by reason, groups of copies, each with a few examples.
 
-Owns the reading of the two tables beside a manifest, line by line: they may be as long as the manifest. Which file a line
-names is text here; `gallery` decides what may be opened.
+Owns the reading of the two tables beside a manifest, line by line: they may be as long as the manifest. Which file a
+line names is text here; `gallery` decides what may be opened.
 """
 
 import csv

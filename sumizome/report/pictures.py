@@ -1,11 +1,13 @@
 """What the pictures of a manifest are: where from, how large, and what bucketing does to them.
 
-Owns the figures of the page's first sections, all from whole columns: no Python object a picture, at six million either.
+Owns the figures of the page's first sections, all from whole columns: no Python object a picture.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -19,6 +21,9 @@ ENLARGED = 1.5
 """times: beyond it a picture is mentioned, as its training pixels are mostly interpolated"""
 CROPPED = 0.25
 """share cut off: beyond it a picture is mentioned"""
+
+_NARROW = 430.0
+"""width of a drawing that stands beside two others"""
 
 _SIDES = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 32768)
 
@@ -41,8 +46,8 @@ class Pictures:
     showings: int
     bytes: int
     sources: list[SourceRow]
-    formats: list[tuple[str, int]]
-    repeats: list[tuple[int, int]]
+    formats: list[tuple[Any, int]]
+    repeats: list[tuple[Any, int]]
     """(repeats, pictures), rising"""
     untagged: int
     kept: int
@@ -93,7 +98,7 @@ def describe_pictures(manifest: Manifest) -> Pictures:
     )
 
 
-def count_values(column: object) -> list[tuple[str, int]]:
+def count_values(column: pa.Array) -> list[tuple[Any, int]]:
     """(value, rows), the most frequent first."""
     counted = [(row["values"], row["counts"]) for row in pc.value_counts(column).to_pylist()]
     return sorted(counted, key=lambda pair: (-pair[1], pair[0]))
@@ -158,8 +163,8 @@ class Buckets:
     crops: Chart
     errors: Chart
     scales: Chart
-    most_cropped: list[int]
-    """rows of the manifest, the worst first"""
+    most_cropped: list[tuple[int, float]]
+    """(row of the manifest, share cut off), the worst first"""
 
 
 def describe_buckets(manifest: Manifest, table: Canvases, max_aspect_error: float) -> Buckets:
@@ -172,7 +177,7 @@ def describe_buckets(manifest: Manifest, table: Canvases, max_aspect_error: floa
     resized = cover_sizes(sizes[kept], targets)
     crop = crop_share(resized, targets)
     scale = (resized / sizes[kept]).max(axis=1, initial=0.0)
-    worst = kept[np.argsort(-crop, kind="stable")[:6]] if len(kept) else kept
+    worst = np.argsort(-crop, kind="stable")[:6]
     return Buckets(
         rows=_bucket_rows(report),
         empty=int((report.count == 0).sum()),
@@ -195,7 +200,7 @@ def describe_buckets(manifest: Manifest, table: Canvases, max_aspect_error: floa
             [0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2, 4, np.inf],
             "times; above 1 a picture is enlarged",
         ),
-        most_cropped=worst.tolist(),
+        most_cropped=list(zip(kept[worst].tolist(), crop[worst].tolist(), strict=True)),
     )
 
 
@@ -220,4 +225,4 @@ def _steps(title: str, values: NDArray[np.float64], edges: list[float], x_title:
     def label(edge: float) -> str:
         return "∞" if np.isinf(edge) else f"{edge:g}"
 
-    return histogram(title, counts.tolist(), edges, x_title, label=label)
+    return histogram(title, counts.tolist(), edges, x_title, label=label, width=_NARROW)

@@ -1,7 +1,7 @@
 """What the tags of a manifest are: categories, the long tail, what loss weighting makes of both, tokens of captions.
 
-Owns the figures of the page's middle sections. Counts are of the whole manifest; tokens are those of a random sample where
-the manifest is large, and say so.
+Owns the figures of the page's middle sections. Counts are of the whole manifest; tokens are those of a random sample
+where the manifest is large, and say so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sumizome.data.captions import CaptionConfig, plain_caption
 from sumizome.data.manifest import Manifest
 from sumizome.data.tag_table import FrequencyClass, frequency_classes
-from sumizome.data.tags import TagWeightConfig, tag_loss_weights, tag_statistics
+from sumizome.data.tags import TagWeightConfig
 from sumizome.models.text_encoding import count_chunks
 from sumizome.report.charts import Chart, histogram, rank_frequency
 
@@ -25,7 +25,7 @@ _SHOWN = 24
 """most frequent tags shown of each category"""
 _DERIVED = ("rating", "quality", "year")
 """categories whose tags are shown as a distribution"""
-_WINDOW = 20_000
+_WINDOW = 100_000
 """captions that are text at the same time"""
 
 
@@ -63,19 +63,11 @@ class Tags:
     """the most frequent tag and the share of showings that bear it"""
 
 
-def describe_tags(
-    manifest: Manifest,
-    config: TagWeightConfig,
-    categories: Mapping[str, str],
-    given: Mapping[str, float] | None,
-    image_weights: NDArray[np.float64],
-) -> Tags:
-    """The vocabulary as it is, and as training with `image_weights` feels it."""
-    found = tag_statistics(manifest.table, config, categories, given, image_weights)
+def describe_tags(found: pa.Table, showings: int, min_count: int) -> Tags:
+    """The vocabulary as `tags.tag_statistics` found it, of so many showings of pictures."""
     counts, effective = found["count"].to_numpy(), found["effective"].to_numpy()
     names = [row["values"] for row in pc.value_counts(found["category"]).to_pylist()]
     rows = [_category(found, name) for name in names]
-    shown = max(1, pc.sum(manifest.table["repeats"]).as_py())
     curve = rank_frequency(
         "Frequency of tags by rank",
         [("showings an epoch", counts.astype(np.float64)), ("with loss weights", np.sort(effective)[::-1])],
@@ -83,15 +75,15 @@ def describe_tags(
     return Tags(
         count=len(found),
         showings=int(counts.sum()),
-        rare=int((counts < config.min_count).sum()),
-        min_count=config.min_count,
+        rare=int((counts < min_count).sum()),
+        min_count=min_count,
         categories=sorted(rows, key=lambda row: -row.showings),
         derived=[(name, _all_of(found, name)) for name in _DERIVED if name in names],
         classes=frequency_classes(found),
         head=_rows(found.slice(0, 10)),
         tail=_rows(found.slice(max(10, len(found) - 10))),
         curve=curve,
-        most=(found["tag"][0].as_py(), float(counts[0]) / shown) if len(found) else ("", 0.0),
+        most=(found["tag"][0].as_py(), float(counts[0]) / showings) if len(found) else ("", 0.0),
     )
 
 
@@ -121,7 +113,6 @@ def _rows(found: pa.Table) -> list[tuple[str, str, int, float, float]]:
 class Weights:
     """The loss weights of the pictures."""
 
-    per_image: NDArray[np.float64]
     strength: float
     from_table: bool
     bounds: tuple[float, float]
@@ -136,18 +127,14 @@ class Weights:
     heaviest: list[int]
 
 
-def describe_weights(
-    manifest: Manifest, config: TagWeightConfig, categories: Mapping[str, str], given: Mapping[str, float] | None
-) -> Weights:
-    """The weight of every picture, its distribution and its extremes."""
-    weights = tag_loss_weights(manifest.table, config, categories, given)
+def describe_weights(weights: NDArray[np.float64], config: TagWeightConfig) -> Weights:
+    """The distribution and the extremes of the weights of all pictures."""
     low, high = config.min_weight, config.max_weight
     edges = np.geomspace(low, high, 25)
     counts, _ = np.histogram(np.clip(weights, low, high), bins=np.r_[edges[:-1], high * (1 + 1e-9)])
     return Weights(
-        per_image=weights,
         strength=config.strength,
-        from_table=given is not None,
+        from_table=config.table is not None,
         bounds=(low, high),
         at_least=int((weights <= low * (1 + 1e-9)).sum()),
         at_most=int((weights >= high * (1 - 1e-9)).sum()),
@@ -195,7 +182,7 @@ class Tokens:
 def describe_tokens(
     manifest: Manifest, config: CaptionConfig, categories: Mapping[str, str], max_chunks: int, sample: int
 ) -> Tokens:
-    """The chunks that plain captions (all tags, nothing dropped by chance) need; of a random `sample` if there are more."""
+    """The chunks that plain captions need (all tags, nothing dropped by chance), of a random `sample` of them."""
     total = len(manifest)
     rows = np.arange(total)
     if total > sample:
@@ -236,5 +223,3 @@ def _captions(
     some = manifest.table.select(["tags", "kept_tags"]).take(pa.array(rows)).to_pydict()
     pairs = zip(some["tags"], some["kept_tags"], strict=True)
     return [plain_caption(tags, kept, config, categories=categories) for tags, kept in pairs]
-
-
