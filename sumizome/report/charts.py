@@ -61,7 +61,7 @@ class Chart:
         return self.height - _BOTTOM
 
 
-def short(number: float) -> str:
+def short(number: float | int) -> str:
     """1500 → "1.5k"."""
     for unit, factor in (("M", 1e6), ("k", 1e3)):
         if abs(number) >= factor:
@@ -72,10 +72,10 @@ def short(number: float) -> str:
 def histogram(
     title: str,
     counts: Sequence[int],
-    edges: Sequence[float],
+    edges: Sequence[float | int],
     x_title: str,
     *,
-    label: Callable[[float], str] = short,
+    label: Callable[[float | int], str] = short,
     y_title: str = "pictures",
     width: float = _WIDTH,
 ) -> Chart:
@@ -102,7 +102,7 @@ def histogram(
     return Chart(title, x_title, y_title, height, x_ticks, y_ticks, rects, width=width, right=right)
 
 
-def _nice_ceiling(value: float) -> float:
+def _nice_ceiling(value: float | int) -> float:
     """The next of 4, 8, 12, 20, 40, 80, … so that quarters are whole."""
     power = 10.0 ** math.floor(math.log10(max(value, 4) / 4))
     return next(step * power for step in (4, 8, 12, 20, 40) if step * power >= value)
@@ -115,7 +115,7 @@ def density(
     x_title: str,
     y_title: str,
     *,
-    ticks: Sequence[float],
+    ticks: Sequence[float | int],
     bins: int = 44,
 ) -> Chart:
     """How many points lie where, on two logarithmic axes of one scale; shades go with the logarithm of the count."""
@@ -159,7 +159,7 @@ def rank_frequency(title: str, series: Sequence[tuple[str, NDArray[np.float64]]]
     values_least = min(1.0, *(float(values[values > 0].min(initial=1)) for _, values in series))
     high, low = math.log10(values_most), max(math.log10(values_least), -2.0)
 
-    def place(rank: float, value: float) -> str:
+    def place(rank: int, value: float) -> str:
         x = _LEFT + (_RIGHT - _LEFT) * math.log10(rank) / math.log10(ranks_most)
         y = bottom - (bottom - _TOP) * (math.log10(max(value, 10**low)) - low) / (high - low)
         return f"{x:.1f},{y:.1f}"

@@ -69,12 +69,12 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _count(number: float) -> str:
+def _count(number: float | int) -> str:
     """12 345 as people read it; thin spaces, which no country takes for a decimal sign."""
     return f"{number:,.0f}".replace(",", "\u2009")
 
 
-def _percent(share: float) -> str:
+def _percent(share: float | int) -> str:
     """0.0312 → "3.1 %"; small shares keep a digit that is not zero."""
     if share != 0 and abs(share) < 0.0005:
         return "< 0.1 %"
@@ -87,7 +87,7 @@ def _px(size: tuple[int, int]) -> str:
     return f"{height}\u2009×\u2009{width}"
 
 
-def size_in_words(count: float) -> str:
+def size_in_words(count: float | int) -> str:
     """Bytes in decimal units."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:

@@ -114,7 +114,7 @@ def _megapixels(pixels: NDArray[np.int64]) -> Chart:
     )
 
 
-def _short_mp(value: float) -> str:
+def _short_mp(value: float | int) -> str:
     return f"{value:.2g}"
 
 
@@ -219,10 +219,10 @@ def _bucket_rows(report: BucketReport) -> list[BucketRow]:
     ]
 
 
-def _steps(title: str, values: NDArray[np.float64], edges: list[float], x_title: str) -> Chart:
+def _steps(title: str, values: NDArray[np.float64], edges: list[float | int], x_title: str) -> Chart:
     counts, _ = np.histogram(values, bins=np.array(edges, np.float64))
 
-    def label(edge: float) -> str:
+    def label(edge: float | int) -> str:
         return "∞" if np.isinf(edge) else f"{edge:g}"
 
     return histogram(title, counts.tolist(), edges, x_title, label=label, width=_NARROW)
