@@ -96,7 +96,7 @@ def histogram(
         for index, count in enumerate(counts)
         if count
     ]
-    every = math.ceil(len(edges) / (width / 58))
+    every = math.ceil(len(edges) / (width / 72))
     x_ticks = [Tick(_LEFT + index * step, label(edge)) for index, edge in enumerate(edges) if index % every == 0]
     y_ticks = [Tick(bottom - (bottom - _TOP) * share, short(top * share)) for share in (0, 0.25, 0.5, 0.75, 1)]
     return Chart(title, x_title, y_title, height, x_ticks, y_ticks, rects, width=width, right=right)
