@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from sumizome.data.duplicates import find_copies
 from sumizome.data.images import WHITE, Colour, ImageRejected
-from sumizome.data.inspection import Facts, Look, Outcome, inspect_all
+from sumizome.data.verification import Facts, Look, Outcome, inspect_all
 from sumizome.data.manifest import SCHEMA, Manifest, write_manifest
 from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
 from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
@@ -126,7 +126,7 @@ def ingest(
     nothing.
 
     `workers` processes decode (default: one a core); a picture that kills its process or takes it more than
-    `inspection.MAX_CPU_SECONDS` is a reject. With 0 this process decodes, without that protection.
+    `verification.MAX_CPU_SECONDS` is a reject. With 0 this process decodes, without that protection.
     Raises: ConfigError: no such folder, folders within each other, records that are not there. DataError: no picture in
         any of them, records or tag lists that cannot be read.
     """

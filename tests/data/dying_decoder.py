@@ -7,19 +7,19 @@ import os
 import signal
 from typing import Any, NoReturn
 
-from sumizome.data import inspection
+from sumizome.data import verification
 
-_real_inspect_chunk = inspection._inspect_chunk
+_real_inspect_chunk = verification._inspect_chunk
 
 
 def inspect_chunk(tasks: list[Any], background: Any) -> list[Any]:
-    """`inspection._inspect_chunk`, but for pictures with "kill" or "spin" in their names."""
+    """`verification._inspect_chunk`, but for pictures with "kill" or "spin" in their names."""
     for task in tasks:
         if "kill" in task.path:
             os.kill(os.getpid(), signal.SIGKILL)
         if "spin" in task.path:
-            inspection.MAX_CPU_SECONDS = 0.1
-            inspection._inspect = _spin
+            verification.MAX_CPU_SECONDS = 0.1
+            verification._inspect = _spin
     return _real_inspect_chunk(tasks, background)
 
 

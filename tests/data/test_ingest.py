@@ -15,7 +15,7 @@ from malformed import MALFORMED, encoded
 from PIL import Image
 
 from sumizome.cli import ingest as cli
-from sumizome.data import inspection
+from sumizome.data import verification
 from sumizome.data.ingest import IngestResult, ingest, ingest_to, rejects_path
 from sumizome.data.manifest import load_manifest
 from sumizome.errors import ConfigError, DataError
@@ -389,7 +389,7 @@ def test_a_picture_that_kills_or_holds_its_decoder_is_named_and_the_rest_go_on(
     for name in ("7_kill.png", "dogs/spin.png"):
         draw(folder / name)
     expected = ingest([folder], workers=0)
-    monkeypatch.setattr(inspection, "_inspect_chunk", inspect_chunk)
+    monkeypatch.setattr(verification, "_inspect_chunk", inspect_chunk)
     result = ingest([folder], workers=2)
     died = {path for path, reason in reasons(result).items() if reason == "decoder_died"}
     assert died == {"7_kill.png", "dogs/spin.png"}
@@ -402,7 +402,7 @@ def test_a_picture_that_takes_too_much_memory_is_named_and_the_rest_go_on(
 ) -> None:
     Image.new("RGB", (6000, 6000)).save(folder / "hungry.png")
     assert "hungry.png" in rows(ingest([folder], workers=1))
-    monkeypatch.setattr(inspection, "MAX_MEMORY_BYTES", 100 << 20)  # of 144 MB that its pixels take
+    monkeypatch.setattr(verification, "MAX_MEMORY_BYTES", 100 << 20)  # of 144 MB that its pixels take
     result = ingest([folder], workers=1)
     assert reasons(result)["hungry.png"] == "out_of_memory"
     assert len(result.manifest) == 40
