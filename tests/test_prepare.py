@@ -205,7 +205,7 @@ def test_pictures_that_fail_now_are_rejected_by_name(
     last = finish(replace(manifest, sources=(folder,)), vae, tmp_path / "out")
     assert (last.written, last.rejected) == (COUNT - 4, 4)
     reasons = {reject["path"]: reject["reason"] for reject in rejects_of(tmp_path / "out")}
-    assert reasons == {"p02.png": "unreadable", "p05.png": "changed", "p11.png": "changed", "p13.png": "aspect"}
+    assert reasons == {"p02.png": "missing", "p05.png": "changed", "p11.png": "changed", "p13.png": "aspect"}
     assert len(open_latents(tmp_path / "out")) == COUNT - 4
 
 

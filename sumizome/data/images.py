@@ -426,9 +426,11 @@ def plain_header(data: bytes) -> PlainHeader | None:
     """
     try:
         image, format_ = _open(data)
-        if format_ == "PNG" and (data[24] != 8 or _has_late_metadata(data)):
-            return None
-        plain = image.mode in ("L", "RGB", "RGBA") and "transparency" not in image.info and _orientation(image) == 1
+        if format_ == "PNG":
+            plain = data[24] == 8 and "transparency" not in image.info and not _may_be_turned(data)
+        else:
+            plain = _orientation(image) == 1
+        plain = plain and image.mode in ("L", "RGB", "RGBA")
         if not plain or not means_srgb(image.info.get("icc_profile"), image.mode.removesuffix("A")):
             return None
     except Exception:  # what is wrong with it is `decode_image`'s to say
@@ -436,12 +438,12 @@ def plain_header(data: bytes) -> PlainHeader | None:
     return PlainHeader(format_, image.size[::-1], image.mode == "RGBA")
 
 
-def _has_late_metadata(data: bytes) -> bool:
-    """Whether a PNG has metadata that could turn it: they may stand after the pixels, which Pillow would decode first."""
-    for kind, start, _ in _png_chunks(data):
-        if kind == b"eXIf" or (kind[1:] == b"TXt" and data[start : start + 16].startswith((b"XML:com.adobe", b"Raw "))):
-            return True
-    return False
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a PNG has EXIF or XMP, which may stand after the pixels: Pillow would decode all of them to look."""
+    return any(
+        kind == b"eXIf" or (kind[1:] == b"TXt" and data.startswith((b"XML:com.adobe", b"Raw profile"), start))
+        for kind, start, _ in _png_chunks(data)
+    )
 
 
 # --- the words for what is wrong --------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""Stands in for the workers' decoder: some pictures kill the process, some hold it for ever.
+"""Stands in for the workers' decoder: some pictures kill the process, some hold it for ever, some try what is forbidden.
 
 A module of its own, because each worker that starts anew imports it.
 """
 
 import os
 import signal
+import time
 from typing import Any, NoReturn
 
 from sumizome.data import verification
@@ -13,14 +14,26 @@ _real_inspect_chunk = verification._inspect_chunk
 
 
 def inspect_chunk(tasks: list[Any], background: Any) -> list[Any]:
-    """`verification._inspect_chunk`, but for pictures with "kill" or "spin" in their names."""
+    """`verification._inspect_chunk`, but for pictures with "kill", "crash", "spin", "sleep" or "write" in their names."""
     for task in tasks:
         if "kill" in task.path:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "crash" in task.path:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "sleep" in task.path:
+            verification.MAX_SECONDS = 0.2
+            verification._inspect = _sleep
+        if "write" in task.path:
+            with open("/dev/shm/sumizome-written", "wb") as file:  # noqa: PTH123
+                file.write(b"taken over")
         if "spin" in task.path:
             verification.MAX_CPU_SECONDS = 0.1
             verification._inspect = _spin
     return _real_inspect_chunk(tasks, background)
+
+
+def _sleep(task: Any, background: Any) -> None:
+    time.sleep(3600)
 
 
 def _spin(task: Any, background: Any) -> NoReturn:

@@ -262,7 +262,7 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
         "metadata.jsonl": "link_outside",
         "folder": "linked_folder",
         "loop": "linked_folder",
-        "dangling.png": "unreadable",
+        "dangling.png": "missing",
         "circle.png": "unreadable",
     }
 
@@ -386,13 +386,14 @@ def test_with_no_usable_picture_the_rejects_are_written_and_the_manifest_is_not(
 def test_a_picture_that_kills_or_holds_its_decoder_is_named_and_the_rest_go_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("7_kill.png", "dogs/spin.png"):
+    culprits = {"7_kill.png", "8_crash.png", "dogs/spin.png", "dogs/sleep.png"}
+    for name in culprits:
         draw(folder / name)
     expected = ingest([folder], workers=0)
     monkeypatch.setattr(verification, "_inspect_chunk", inspect_chunk)
     result = ingest([folder], workers=2)
     died = {path for path, reason in reasons(result).items() if reason == "decoder_died"}
-    assert died == {"7_kill.png", "dogs/spin.png"}
+    assert died == culprits
     assert rows(result).keys() == rows(expected).keys() - died
 
 
