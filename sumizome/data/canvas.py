@@ -15,6 +15,7 @@ os.environ.setdefault("VIPS_CONCURRENCY", "1")  # read once, below: one picture 
 import numpy as np
 import pyvips
 from jaxtyping import UInt8
+from PIL import Image
 
 from sumizome.data.images import WHITE, Colour, ImageRejected, PlainHeader, decode_image, plain_header, read_bytes
 
@@ -53,21 +54,28 @@ class Frame(NamedTuple):
 def load_canvas(path: Path, frame: Frame, background: Colour = WHITE, *, sha256: str | None = None) -> Canvas:
     """The canvas of the picture in a file, by Lanczos.
 
-    Nearly every picture is decoded, resized and cropped in strips, which is fast and needs little memory; those with a
-    colour profile, a palette, 16 bits, … and those that the fast decoder refuses go through `decode_image`.
+    Nearly every picture is decoded, reduced and cropped in strips, which is fast and needs little memory; those with a
+    colour profile, a palette, 16 bits, …, those that the fast decoder refuses, and those that have to be enlarged, go
+    through `decode_image`.
     Raises: ImageRejected: also for a file that is not the one that was ingested.
     """
     data, _ = read_bytes(path, sha256=sha256)
-    header = plain_header(data)
+    header = None if _enlarges(frame) else plain_header(data)
     if header is not None:
         _check_original(header.size, frame)
         try:
             return _fitted(_open_strips(data, header, frame, background), frame)
         except pyvips.Error:
             pass  # `decode_image` says what is wrong, or is less strict
-    pixels = np.asarray(decode_image(data, background).image)
-    _check_original((pixels.shape[0], pixels.shape[1]), frame)
-    return _fitted(pyvips.Image.new_from_array(pixels), frame)
+    image = decode_image(data, background).image
+    _check_original((image.height, image.width), frame)
+    if _enlarges(frame):  # libvips would by cubic interpolation
+        image = image.resize(frame.resized[::-1], Image.Resampling.LANCZOS)
+    return _fitted(pyvips.Image.new_from_array(np.asarray(image)), frame)
+
+
+def _enlarges(frame: Frame) -> bool:
+    return any(to > side for side, to in zip(frame.original, frame.resized, strict=True))
 
 
 def _check_original(found: tuple[int, int], frame: Frame) -> None:

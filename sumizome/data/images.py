@@ -458,6 +458,7 @@ _SIGNATURES = (
     (0, b"MM\0*", "TIFF"),
     (0, b"8BPS", "PSD"),
     (0, b"%!PS", "EPS"),
+    (0, b"%PDF", "PDF"),
     (0, b"\xff\x0a", "JPEG XL"),
     (4, b"JXL ", "JPEG XL"),
     (4, b"ftypavif", "AVIF"),

@@ -1,4 +1,4 @@
-"""Stands in for the workers' decoder: some pictures kill the process, some hold it for ever, some try what is forbidden.
+"""Stands in for the workers' decoder: some pictures kill the process, some hold it for ever.
 
 A module of its own, because each worker that starts anew imports it.
 """
@@ -6,6 +6,7 @@ A module of its own, because each worker that starts anew imports it.
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sumizome.data import verification
@@ -14,7 +15,7 @@ _real_inspect_chunk = verification._inspect_chunk
 
 
 def inspect_chunk(tasks: list[Any], background: Any) -> list[Any]:
-    """`verification._inspect_chunk`, but for pictures with "kill", "crash", "spin", "sleep" or "write" in their names."""
+    """`verification._inspect_chunk`, but for pictures with "kill", "crash", "spin" or "sleep" in their names."""
     for task in tasks:
         if "kill" in task.path:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -23,9 +24,6 @@ def inspect_chunk(tasks: list[Any], background: Any) -> list[Any]:
         if "sleep" in task.path:
             verification.MAX_SECONDS = 0.2
             verification._inspect = _sleep
-        if "write" in task.path:
-            with open("/dev/shm/sumizome-written", "wb") as file:  # noqa: PTH123
-                file.write(b"taken over")
         if "spin" in task.path:
             verification.MAX_CPU_SECONDS = 0.1
             verification._inspect = _spin
@@ -39,3 +37,21 @@ def _sleep(task: Any, background: Any) -> None:
 def _spin(task: Any, background: Any) -> NoReturn:
     while True:
         pass
+
+
+def write_file(path: str) -> str | None:
+    """What stops a worker that writes."""
+    try:
+        Path(path).write_bytes(b"taken over")
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def open_files(count: int) -> str | None:
+    """What stops a worker that opens many files."""
+    try:
+        files = [open(os.devnull) for _ in range(count)]  # noqa: PTH123, SIM115
+    except OSError as error:
+        return error.strerror
+    return str(len(files))
