@@ -1,17 +1,17 @@
 """Decoding, resizing and cropping: Sumizome's `load_canvas` beside what Pillow, OpenCV, libvips and simplejpeg can do.
 
-One set of pictures (JPEG, PNG and WebP in the mix of a booru), drawn here; every path in turn, several rounds, processor
-time, medians. Quality is PSNR against Pillow's Lanczos from the whole picture, the worst picture's. Needs `pip install 'sumizome[bench]'`; a peer that
-is not installed is left out. `--rounds`, `--pictures` for a shorter or a longer look.
+One set of pictures (JPEG, PNG and WebP in the mix of a booru), drawn here; every path in turn, several rounds,
+processor time, medians. Quality is PSNR against Pillow's Lanczos from the whole picture, the worst picture's. A peer
+that is not installed (`pip install 'sumizome[bench]'`) is left out. `--rounds`, `--pictures`: a shorter or longer look.
 """
 
 import argparse
 import io
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
 
@@ -39,7 +39,7 @@ Load = Callable[[Path, Frame], np.ndarray]
 def draw(height: int, width: int, seed: int) -> np.ndarray:
     """Flat shapes with outlines, hatching and text-like marks on soft shading with a little paper grain."""
     random = np.random.default_rng(seed)
-    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j].astype(np.float32)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
     a, b, c = random.uniform(2, 6, 3)
     shading = np.stack([np.sin(x * a + y * b), np.cos(x * b - y * c), np.sin(x * y * c)], axis=-1)
     image = Image.fromarray((150 + 80 * shading).clip(0, 255).astype(np.uint8))
@@ -239,7 +239,7 @@ def compare(paths: Sequence[Path], area: int, rounds: int) -> None:
     )
 
 
-def _loads_all(work: Sequence[tuple[Path, Frame]], barrier: "multiprocessing.synchronize.Barrier") -> None:
+def _loads_all(work: Sequence[tuple[Path, Frame]], barrier: Barrier) -> None:
     torch.set_num_threads(1)
     load_canvas(*work[0])
     barrier.wait()

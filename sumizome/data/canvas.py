@@ -1,8 +1,8 @@
 """One picture in its bucket: from a file to the pixels that the VAE sees.
 
 Owns the resampling of pictures, and with it the version by which cached latents name it; the geometry comes from
-`buckets`, the rules of what a picture is from `images`. Invariant: the canvas is a function of the file's bytes, the frame
-and the background alone, to the last bit, on any number of threads or processes. Sizes are (height, width), px.
+`buckets`, the rules of what a picture is from `images`. Invariant: the canvas is a function of the file's bytes, the
+frame and the background alone, to the last bit, on any number of threads or processes. Sizes are (height, width), px.
 """
 
 import os
@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-os.environ.setdefault("VIPS_CONCURRENCY", "1")  # read once, below: one picture a thread, as many threads as the caller has
+os.environ.setdefault(
+    "VIPS_CONCURRENCY", "1"
+)  # read once, below: one picture a thread, as many threads as the caller has
 
 import numpy as np
 import pyvips

@@ -1,7 +1,7 @@
 """Pictures with an embedded colour profile in sRGB, without one as they are.
 
-Owns the use of ICC profiles; invariant: a profile that means sRGB moves no pixel, and one that cannot be used is reported
-and ignored, never an error. Conversion: relative colorimetric with black-point compensation.
+Owns the use of ICC profiles; invariant: a profile that means sRGB moves no pixel, and one that cannot be used is
+reported and ignored, never an error. Conversion: relative colorimetric with black-point compensation.
 """
 
 from functools import lru_cache

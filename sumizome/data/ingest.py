@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from sumizome.data.duplicates import find_copies
 from sumizome.data.images import WHITE, Colour, ImageRejected
-from sumizome.data.verification import Facts, Look, Outcome, inspect_all
 from sumizome.data.manifest import SCHEMA, Manifest, write_manifest
 from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
 from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
 from sumizome.data.sources import ImageTask, Reject, printable, scan_source
 from sumizome.data.tags import GENERAL, load_tag_categories
+from sumizome.data.verification import Facts, Look, Outcome, inspect_all
 from sumizome.errors import ConfigError, DataError
 from sumizome.files import write_atomically
 

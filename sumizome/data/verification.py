@@ -1,7 +1,7 @@
 """Every picture looked at once, in processes that a picture may kill: decoded whole, its caption read.
 
-Owns the pool, its limits (time, memory and files of a worker) and the names of the culprits. Invariant: the outcomes come
-in the order of the tasks and do not depend on the number of workers; a picture that kills a worker costs no other picture.
+Owns the pool, its limits (time, memory and files of a worker) and the names of the culprits. Invariant: the outcomes
+come in the order of the tasks and do not depend on the number of workers; a picture that kills a worker costs no other.
 """
 
 import multiprocessing

@@ -1,6 +1,6 @@
 """Broken, hostile and merely odd pictures, made here byte by byte, each with the verdict that it must get.
 
-`MALFORMED` are refused with a reason, `ODD` are taken, and show known colours in two corners. `verdict_table` is the page
+`MALFORMED` are refused with a reason, `ODD` are taken, and show known colours in two corners. `verdict_table` is in
 docs/rejects.md.
 """
 
@@ -74,48 +74,52 @@ def _cases() -> dict[str, tuple[bytes, str]]:
     )
     bomb = zlib.compress(b"\0" * 80_000_000)
     header_only = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0))
-    return _foreign(good_png, jpeg, webp) | _cut_and_forged(good_png, jpeg, webp) | {
-        "zero_bytes.png": (b"", "empty_file"),
-        "garbage.png": (bytes(range(1, 200)), "not_an_image"),
-        "text.jpg": (b"Not found", "not_an_image"),
-        "html.jpg": (b"<html>404</html>", "format_not_supported"),
-        "gif.png": (encoded(NOISE, "GIF"), "format_not_supported"),
-        "bmp.webp": (encoded(NOISE, "BMP"), "format_not_supported"),
-        "tiff.jpeg": (encoded(NOISE, "TIFF"), "format_not_supported"),
-        "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "format_not_supported"),
-        "signature_only.png": (good_png[:8], "undecodable"),
-        "bad_header_crc.png": (_flip(good_png, 30), "undecodable"),
-        "cut_in_half.png": (good_png[: len(good_png) // 2], "truncated"),
-        "flipped.png": (_flip(good_png, len(good_png) // 2), "undecodable"),
-        "no_pixels.png": (header_only + chunk(b"IEND", b""), "undecodable"),
-        "too_few_rows.png": (png(64, 64, 8, 0, bytes(65 * 16)), "truncated"),
-        "too_few_rows_interlaced.png": (png(16, 16, 8, 0, six_passes, interlaced=True), "truncated"),
-        "not_zlib.png": (header_only + chunk(b"IDAT", b"rubbish") + chunk(b"IEND", b""), "undecodable"),
-        "unknown_filter.png": (png(16, 16, 8, 0, (b"\x09" + b"\x80" * 16) * 16), "undecodable"),
-        "no_palette.png": (png(16, 16, 8, 3, grey_rows), "broken_palette"),
-        "short_palette.png": (png(16, 16, 8, 3, grey_rows, chunk(b"PLTE", bytes(30))), "broken_palette"),
-        "text_bomb.png": (png(16, 16, 8, 0, grey_rows, chunk(b"zTXt", b"a\0\0" + bomb)), "bad_chunk"),
-        "profile_bomb.png": (png(16, 16, 8, 0, grey_rows, chunk(b"iCCP", b"a\0\0" + bomb)), "bad_chunk"),
-        "pixel_bomb.png": (png(13_000, 13_000, 1, 0, b"\0" * 1626 * 13_000), "too_many_pixels"),
-        "just_over.png": (png(10_001, 10_000, 1, 0, b""), "too_many_pixels"),
-        "absurd_size.png": (png(2**31 - 1, 2**31 - 1, 8, 2, b""), "too_many_pixels"),
-        "long_side.png": (png(32_769, 2_000, 1, 0, b""), "side_too_long"),
-        "thread.png": (png(400, 19, 8, 0, (b"\0" + b"\x80" * 19) * 400), "too_elongated"),
-        "one_pixel.png": (png(1, 1, 8, 0, b"\0\x80"), "too_small"),
-        "invisible.png": (encoded(np.zeros((16, 16, 4), np.uint8), "PNG"), "fully_transparent"),
-        "animated.png": (encoded(NOISE, "PNG", **frames), "animated"),
-        "animated.webp": (encoded(NOISE, "WEBP", **frames), "animated"),
-        "cut_header.jpg": (jpeg[:20], "undecodable"),
-        "cut_in_half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "cut_at_the_end.jpg": (jpeg[:-40], "truncated"),
-        "cut_progressive.jpg": (progressive[: len(progressive) // 2], "truncated"),
-        "no_tables.jpg": (_without(jpeg, b"\xff\xdb"), "undecodable"),
-        "huge_claim.jpg": (_with_size(jpeg, 60_000, 60_000), "too_many_pixels"),
-        "no_height.jpg": (_with_size(jpeg, 0, 40), "undecodable"),
-        "cut_in_half.webp": (webp[: len(webp) // 2], "truncated"),
-        "cut_at_the_end.webp": (webp[:-6], "truncated"),
-        "broken.webp": (_flip(webp, 20), "undecodable"),
-    }
+    return (
+        _foreign(good_png, jpeg, webp)
+        | _cut_and_forged(good_png, jpeg, webp)
+        | {
+            "zero_bytes.png": (b"", "empty_file"),
+            "garbage.png": (bytes(range(1, 200)), "not_an_image"),
+            "text.jpg": (b"Not found", "not_an_image"),
+            "html.jpg": (b"<html>404</html>", "format_not_supported"),
+            "gif.png": (encoded(NOISE, "GIF"), "format_not_supported"),
+            "bmp.webp": (encoded(NOISE, "BMP"), "format_not_supported"),
+            "tiff.jpeg": (encoded(NOISE, "TIFF"), "format_not_supported"),
+            "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "format_not_supported"),
+            "signature_only.png": (good_png[:8], "undecodable"),
+            "bad_header_crc.png": (_flip(good_png, 30), "undecodable"),
+            "cut_in_half.png": (good_png[: len(good_png) // 2], "truncated"),
+            "flipped.png": (_flip(good_png, len(good_png) // 2), "undecodable"),
+            "no_pixels.png": (header_only + chunk(b"IEND", b""), "undecodable"),
+            "too_few_rows.png": (png(64, 64, 8, 0, bytes(65 * 16)), "truncated"),
+            "too_few_rows_interlaced.png": (png(16, 16, 8, 0, six_passes, interlaced=True), "truncated"),
+            "not_zlib.png": (header_only + chunk(b"IDAT", b"rubbish") + chunk(b"IEND", b""), "undecodable"),
+            "unknown_filter.png": (png(16, 16, 8, 0, (b"\x09" + b"\x80" * 16) * 16), "undecodable"),
+            "no_palette.png": (png(16, 16, 8, 3, grey_rows), "broken_palette"),
+            "short_palette.png": (png(16, 16, 8, 3, grey_rows, chunk(b"PLTE", bytes(30))), "broken_palette"),
+            "text_bomb.png": (png(16, 16, 8, 0, grey_rows, chunk(b"zTXt", b"a\0\0" + bomb)), "bad_chunk"),
+            "profile_bomb.png": (png(16, 16, 8, 0, grey_rows, chunk(b"iCCP", b"a\0\0" + bomb)), "bad_chunk"),
+            "pixel_bomb.png": (png(13_000, 13_000, 1, 0, b"\0" * 1626 * 13_000), "too_many_pixels"),
+            "just_over.png": (png(10_001, 10_000, 1, 0, b""), "too_many_pixels"),
+            "absurd_size.png": (png(2**31 - 1, 2**31 - 1, 8, 2, b""), "too_many_pixels"),
+            "long_side.png": (png(32_769, 2_000, 1, 0, b""), "side_too_long"),
+            "thread.png": (png(400, 19, 8, 0, (b"\0" + b"\x80" * 19) * 400), "too_elongated"),
+            "one_pixel.png": (png(1, 1, 8, 0, b"\0\x80"), "too_small"),
+            "invisible.png": (encoded(np.zeros((16, 16, 4), np.uint8), "PNG"), "fully_transparent"),
+            "animated.png": (encoded(NOISE, "PNG", **frames), "animated"),
+            "animated.webp": (encoded(NOISE, "WEBP", **frames), "animated"),
+            "cut_header.jpg": (jpeg[:20], "undecodable"),
+            "cut_in_half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+            "cut_at_the_end.jpg": (jpeg[:-40], "truncated"),
+            "cut_progressive.jpg": (progressive[: len(progressive) // 2], "truncated"),
+            "no_tables.jpg": (_without(jpeg, b"\xff\xdb"), "undecodable"),
+            "huge_claim.jpg": (_with_size(jpeg, 60_000, 60_000), "too_many_pixels"),
+            "no_height.jpg": (_with_size(jpeg, 0, 40), "undecodable"),
+            "cut_in_half.webp": (webp[: len(webp) // 2], "truncated"),
+            "cut_at_the_end.webp": (webp[:-6], "truncated"),
+            "broken.webp": (_flip(webp, 20), "undecodable"),
+        }
+    )
 
 
 def _patched(data: bytes, at: int, patch: bytes) -> bytes:
@@ -292,8 +296,10 @@ ODD = _odd()
 def verdict_table() -> str:
     """One line a case, for docs/rejects.md."""
     rows = [(name, f"refused: `{reason}`") for name, (_, reason) in sorted(MALFORMED.items())]
-    rows += [(name, f"taken, {odd.size[0]}×{odd.size[1]}, {_hex(odd.top_left)} … {_hex(odd.bottom_right)}")
-             for name, odd in sorted(ODD.items())]
+    rows += [
+        (name, f"taken, {odd.size[0]}×{odd.size[1]}, {_hex(odd.top_left)} … {_hex(odd.bottom_right)}")
+        for name, odd in sorted(ODD.items())
+    ]
     return "\n".join(["| file | verdict |", "|---|---|", *(f"| {name} | {verdict} |" for name, verdict in rows), ""])
 
 

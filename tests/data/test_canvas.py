@@ -53,7 +53,9 @@ def drawing(height: int, width: int) -> np.ndarray:
 def zone_plate(side: int) -> np.ndarray:
     """Every frequency up to the picture's own limit: what a small picture cannot show has to vanish, not come back."""
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    return np.repeat((127.5 + 127.5 * np.cos(np.pi * side / 4 * (x * x + y * y))).astype(np.uint8)[..., None], 3, axis=2)
+    return np.repeat(
+        (127.5 + 127.5 * np.cos(np.pi * side / 4 * (x * x + y * y))).astype(np.uint8)[..., None], 3, axis=2
+    )
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])

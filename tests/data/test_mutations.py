@@ -24,7 +24,10 @@ from sumizome.data.verification import Facts, Look, inspect_all
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 
 SEEDS = [
-    *(ODD[name].data for name in ("progressive.jpg", "alpha.png", "alpha.webp", "palette_with_alpha.png", "16_bits.png")),
+    *(
+        ODD[name].data
+        for name in ("progressive.jpg", "alpha.png", "alpha.webp", "palette_with_alpha.png", "16_bits.png")
+    ),
     *(ODD[name].data for name in ("inverted_cmyk.jpg", "orientation_6.jpg", "one_bit.png", "broken_profile.png")),
     *(encoded(NOISE, format_) for format_ in ("PNG", "JPEG", "WEBP")),
     encoded(NOISE, "WEBP", lossless=True),
@@ -87,7 +90,9 @@ def test_five_thousand_damaged_files_get_a_verdict_each(tmp_path: Path) -> None:
 
 def test_every_malformed_and_odd_file_gets_its_verdict_in_the_pool_and_in_time(tmp_path: Path) -> None:
     expected = {name: reason for name, (_, reason) in MALFORMED.items()} | dict.fromkeys(ODD, "taken")
-    for name, data in [(name, data) for name, (data, _) in MALFORMED.items()] + [(n, odd.data) for n, odd in ODD.items()]:
+    for name, data in [(name, data) for name, (data, _) in MALFORMED.items()] + [
+        (n, odd.data) for n, odd in ODD.items()
+    ]:
         (tmp_path / name).write_bytes(data)
     started = time.monotonic()
     tasks = [task(tmp_path, name) for name in expected]
