@@ -2,8 +2,8 @@
 
 Owns the limits, the alpha, depth, palette, CMYK and orientation rules; knows nothing of captions or manifests.
 Invariant: what the decoder cannot read whole is an `ImageRejected` with one reason, never a partial picture; where
-`canvas` takes a faster decoder, `plain_header` has said that it gives the same numbers. (Damage inside a JPEG's coded data
-is invisible to every decoder: against that stands the manifest's sha256.)
+`canvas` takes a faster decoder, `plain_header` has said that it gives the same numbers. (Damage inside a JPEG's coded
+data is invisible to every decoder: against that stands the manifest's sha256.)
 Files are untrusted. Sizes are (height, width); Pillow's (width, height) does not leave this module.
 """
 
