@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from diffusers import AutoencoderKL
 
-from sumizome.data.buckets import RESIZE_VERSION, BucketConfig, Canvases, bucket_table
+from sumizome.data.buckets import BucketConfig, Canvases, bucket_table
+from sumizome.data.canvas import RESIZE_VERSION
 from sumizome.data.ingest import available_cores
 from sumizome.data.manifest import Manifest
 from sumizome.data.reject_table import write_rejects

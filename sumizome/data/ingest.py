@@ -20,13 +20,13 @@ import pyarrow.compute as pc
 from sumizome.data.csv_table import write_csv
 from sumizome.data.duplicates import find_copies
 from sumizome.data.images import WHITE, Colour, ImageRejected
-from sumizome.data.inspection import Facts, Look, Outcome, inspect_all
 from sumizome.data.manifest import SCHEMA, Manifest, write_manifest
 from sumizome.data.reject_table import write_rejects
 from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
 from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
 from sumizome.data.sources import ImageTask, Reject, printable, scan_source
 from sumizome.data.tags import GENERAL, load_tag_categories
+from sumizome.data.verification import Facts, Look, Outcome, inspect_all
 from sumizome.errors import ConfigError, DataError
 
 __all__ = [
@@ -135,7 +135,7 @@ def ingest(
     nothing.
 
     `workers` processes decode (default: one a core); a picture that kills its process or takes it more than
-    `inspection.MAX_CPU_SECONDS` is a reject. With 0 this process decodes, without that protection.
+    `verification.MAX_CPU_SECONDS` is a reject. With 0 this process decodes, without that protection.
     Raises: ConfigError: no such folder, folders within each other, records that are not there. DataError: no picture in
         any of them, records or tag lists that cannot be read.
     """
