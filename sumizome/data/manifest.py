@@ -52,6 +52,14 @@ SCHEMA = pa.schema(
 
 _METADATA_KEY = b"sumizome"
 
+_LAYOUT: Mapping[str, Any] = {
+    "compression": "zstd",
+    "row_group_size": 131_072,  # read and checked one at a time
+    # A vocabulary of half a million tags is one dictionary; beyond the usual 1 MB each tag would be spelt out.
+    "dictionary_pagesize_limit": 16 * 2**20,
+    "use_dictionary": ["tags.list.element", "format", "source", "kept_tags", "repeats", "height", "width"],
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
@@ -125,7 +133,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         header["categories"] = tags_by_category(manifest.categories)
     sealed = json.dumps(header | {"seal": _seal(header, manifest)}, sort_keys=True)
     table = manifest.table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_METADATA_KEY: sealed})
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, **_LAYOUT))
 
 
 def tags_by_category(categories: Mapping[str, str]) -> dict[str, list[str]]:
