@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Int
+from jaxtyping import UInt64
 
 from sumizome.data.buckets import Sizes
 from sumizome.data.manifest import SCHEMA, check_ids, check_values, read_header, refusing_damage, seal_of
@@ -101,7 +101,7 @@ class _Ids:
     """Whether an id comes twice, in eight bytes an id: sixteen hex digits are a number; other spellings stay text."""
 
     def __init__(self) -> None:
-        self._numbers: list[Int[np.ndarray, " n"]] = []
+        self._numbers: list[UInt64[np.ndarray, " n"]] = []
         self._others: list[pa.ChunkedArray] = []
 
     def update(self, ids: pa.ChunkedArray) -> None:
@@ -116,7 +116,7 @@ class _Ids:
         return bool((numbers[1:] == numbers[:-1]).any() or pc.count_distinct(others).as_py() < len(others))
 
 
-def _numbers(ids: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
+def _numbers(ids: pa.ChunkedArray) -> UInt64[np.ndarray, " n"]:
     """The numbers that ids of sixteen hex digits spell."""
     text = ids.combine_chunks()
     if not len(text):
