@@ -1,8 +1,8 @@
 """A manifest of millions of made-up booru pictures, the same for a seed, written as `write_manifest` writes one.
 
-Sizes: illustrations by kind (portrait sheets, squares, landscape, screens, photographs' 3:2 and 4:3) with a spread about
-each aspect and a log-normal area. Tags: about thirty of a vocabulary of 200 000 by Zipf's law (P(rank r) ∝ 1/r), each
-picture's spread over all ranks, so that it has head tags and rare ones and hardly any twice.
+Sizes: illustrations by kind (portrait sheets, squares, landscape, screens, photographs' 3:2 and 4:3) with a spread
+about each aspect and a log-normal area. Tags: about thirty of a vocabulary of 200 000 by Zipf's law (P(rank r) ∝ 1/r),
+each picture's spread over all ranks, so that it has head tags and rare ones and hardly any twice.
 """
 
 from pathlib import Path

@@ -4,12 +4,12 @@ Owns the order of the data. Knows no files, captions or tensors. The invariant: 
 sample is drawn once in each pass over its bucket, nothing dropped and nothing doubled, for ever; any step is found
 without replaying the ones before it, and is the same on any number of processes.
 
-How: bucket b with n_b samples is an endless stream, one shuffle after another, cut into micro-batches of m. Epoch e holds,
-of each bucket, its micro-batches ⌊e·n_b/m⌋ … ⌊(e+1)·n_b/m⌋ − 1, shuffled together; what does not fill one is carried into
-the next epoch by that formula alone. Step k takes micro-batches kN … (k+1)N − 1 of all epochs. With area classes each
-class c is such a list of its own, cut into steps; epoch e holds its steps ⌊C_c(e)/N⌋ … ⌊C_c(e+1)/N⌋ − 1, C_c(e) being the
-micro-batches of e epochs, and the steps of all classes are shuffled together. A shuffle is a formula (`permutation`), so
-no order is ever listed.
+How: bucket b with n_b samples is an endless stream, one shuffle after another, cut into micro-batches of m. Epoch e
+holds, of each bucket, its micro-batches ⌊e·n_b/m⌋ … ⌊(e+1)·n_b/m⌋ − 1, shuffled together; what does not fill one is
+carried into the next epoch by that formula alone. Step k takes micro-batches kN … (k+1)N − 1 of all epochs. With area
+classes each class c is such a list of its own, cut into steps; epoch e holds its steps ⌊C_c(e)/N⌋ … ⌊C_c(e+1)/N⌋ − 1,
+where C_c(e) counts the micro-batches of e epochs, and the steps of all classes are shuffled together. A shuffle is a
+formula (`permutation`), so no order is ever listed.
 Differs from report §4.1, which gathers the tails in a batch of mixed buckets: because such a batch has no one shape.
 """
 
@@ -24,7 +24,7 @@ from sumizome.data.permutation import mixed, shuffled
 from sumizome.errors import ConfigError, DataError
 from sumizome.seeds import derive_seed
 
-__all__ = ["BatchPlan", "MicroBatch"]
+__all__ = ["BatchPlan", "MicroBatch", "check_world", "share"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +95,15 @@ class BatchPlan:
     def step(self, step: int, rank: int = 0, world: int = 1) -> list[MicroBatch]:
         """The micro-batches of one step, counted from 0, that process `rank` of `world` computes.
 
-        Processes take turns: rank r has the places r, r + world, … of the step, so together they have it whole,
-        whatever their number. Only a process's own micro-batches are computed.
+        Processes have equal parts of the step, one behind the other (`share`), so together they have it whole, whatever
+        their number. Only a process's own micro-batches are computed.
         Raises: ConfigError if the step cannot be shared out evenly.
         """
         if step < 0:
             raise ValueError(f"steps are counted from 0, got {step}")
         size = self.micro_batches_per_step
-        check_world(size, world)
         order, ordinal = self._class_of_step(step)
-        places = np.arange(rank, size, world)
+        places = np.array(share(size, rank, world))
         bucket, within, epochs = order.samples(ordinal * size + places)
         slots = within + self._bucket_start[bucket][:, None]
         rows, repeats = self._slot_row[slots].astype(np.int64), self._slot_repeat[slots].astype(np.int64)
@@ -188,13 +187,20 @@ class _ClassOrder:
         return number, first[np.arange(len(index)), number] + within
 
 
+def share(micro_batches_per_step: int, rank: int, world: int) -> range:
+    """The places in a step that process `rank` of `world` takes. Raises: ConfigError if they cannot be equally many."""
+    check_world(micro_batches_per_step, world)
+    count = micro_batches_per_step // world
+    return range(rank * count, (rank + 1) * count)
+
+
 def check_world(micro_batches_per_step: int, world: int) -> None:
     """Raises: ConfigError if a step's micro-batches cannot be shared evenly among `world` processes."""
     if world < 1 or micro_batches_per_step % world:
         nearest = -(-micro_batches_per_step // max(world, 1)) * max(world, 1)
         raise ConfigError(
-            f"micro_batches_per_step {micro_batches_per_step} cannot be shared evenly by {world} processes; use a number "
-            f"of processes that divides it, or train a new run with {nearest} (another number is another run)"
+            f"micro_batches_per_step {micro_batches_per_step} cannot be shared evenly by {world} processes; use a "
+            f"number of processes that divides it, or train a new run with {nearest} (another number is another run)"
         )
 
 

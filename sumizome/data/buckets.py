@@ -171,8 +171,8 @@ def assign_buckets(sizes: Sizes, table: Canvases) -> BucketAssignment:
     """Each picture's bucket of smallest aspect difference; a picture half-way between two takes the taller one.
 
     Where the table has area classes, it is the bucket of the largest class that the picture fills without being
-    enlarged, and of the smallest where it fills none. One search in a sorted table a picture and class, no Python object
-    a picture: 6 million take a second or two.
+    enlarged, and of the smallest where it fills none. One search in a sorted table a picture and class, no Python
+    object a picture: 6 million take a second or two.
     """
     bucket, error = np.empty(len(sizes), np.int16), np.empty(len(sizes))
     for start in range(0, len(sizes), _BLOCK):  # bounds what is held for a moment

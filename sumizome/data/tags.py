@@ -6,10 +6,10 @@ of report §4.3. Pure: text and Arrow columns in, numpy out. Notation: c_t the t
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,10 @@ __all__ = [
     "MAX_TAGS",
     "MAX_TAG_LENGTH",
     "ParsedTags",
+    "TagPart",
     "TagWeightConfig",
     "load_tag_categories",
+    "loss_weights",
     "normalise_tag",
     "parse_tags",
     "tag_counts",
@@ -194,18 +196,52 @@ def tag_loss_weights(
     `table` needs `tags` and `repeats`. `given` has the weights of tags in place of the formula; others weigh 1 then.
     Source: report §4.3.
     """
-    repeats = table["repeats"].to_numpy().astype(np.float64)
-    if (config.strength == 0 and given is None) or not len(table):
-        return np.ones(len(table))
-    vocabulary, codes, rows = _encode(table["tags"])
+    vocabulary, codes, _ = _encode(table["tags"])
+    lengths = pc.list_value_length(table["tags"]).to_numpy()
+    parts = [TagPart(0, lengths, codes)]
+    repeats = table["repeats"].to_numpy()
+    return loss_weights(lambda: parts, vocabulary.to_pylist(), repeats, config, categories, given)
+
+
+class TagPart(NamedTuple):
+    """The tags of some rows, as numbers into a vocabulary."""
+
+    first: int
+    """their first row"""
+    lengths: NDArray[np.integer[Any]]
+    """tags of each"""
+    codes: NDArray[np.int32]
+
+
+def loss_weights(
+    parts: Callable[[], Iterable[TagPart]],
+    vocabulary: Sequence[str],
+    repeats: NDArray[np.integer[Any]],
+    config: TagWeightConfig,
+    categories: Mapping[str, str] | None = None,
+    given: Mapping[str, float] | None = None,
+) -> Weights:
+    """`tag_loss_weights` of rows whose tags come in parts, twice over, so that millions are never held at once.
+
+    Rows without repeats count for nothing and have a weight all the same.
+    """
+    if (config.strength == 0 and given is None) or not len(repeats):
+        return np.ones(len(repeats))
     names, category = _categorise(vocabulary, categories or {})
-    counts = np.bincount(codes, weights=repeats[rows], minlength=len(vocabulary)).astype(np.float64)
     if given is None:
+        counts = np.zeros(len(vocabulary))
+        for part in parts():
+            shown = np.repeat(repeats[part.first : part.first + len(part.lengths)], part.lengths)
+            counts += np.bincount(part.codes, weights=shown, minlength=len(vocabulary))
         tag_weight = _tag_weights(counts, category, len(names), config)
     else:
-        tag_weight = np.array([given.get(tag, 1.0) for tag in vocabulary.to_pylist()], np.float64)
-    raw = _mean_by_category(len(table), rows, tag_weight[codes], category[codes], len(names))
-    return _bounded_with_mean_one(raw, repeats, config.min_weight, config.max_weight)
+        tag_weight = np.array([given.get(tag, 1.0) for tag in vocabulary], np.float64)
+    raw = np.ones(len(repeats))
+    for first, lengths, codes in parts():
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        mean = _mean_by_category(len(lengths), rows, tag_weight[codes], category[codes], len(names))
+        raw[first : first + len(lengths)] = mean
+    return _bounded_with_mean_one(raw, repeats.astype(np.float64), config.min_weight, config.max_weight)
 
 
 def _tag_weights(counts: Weights, category: NDArray[np.int64], category_count: int, config: TagWeightConfig) -> Weights:
@@ -229,7 +265,7 @@ def tag_statistics(
     sum of the loss weights of these showings: the count as training feels it). Arguments as of `tag_loss_weights`.
     """
     vocabulary, codes, rows = _encode(table["tags"])
-    names, category = _categorise(vocabulary, categories or {})
+    names, category = _categorise(vocabulary.to_pylist(), categories or {})
     shown = table["repeats"].to_numpy().astype(np.float64)
     felt = shown * tag_loss_weights(table, config, categories, given)
     counts, effective = (
@@ -251,9 +287,9 @@ def tag_statistics(
     return found.sort_by([("count", "descending"), ("tag", "ascending")])
 
 
-def _categorise(vocabulary: pa.Array, categories: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
+def _categorise(vocabulary: Sequence[str], categories: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
     """(category names, index of each vocabulary entry's category)."""
-    of_tag = [categories.get(tag, GENERAL) for tag in vocabulary.to_pylist()]
+    of_tag = [categories.get(tag, GENERAL) for tag in vocabulary]
     names = sorted(set(of_tag)) or [GENERAL]
     index = {name: i for i, name in enumerate(names)}
     return names, np.array([index[name] for name in of_tag], np.int64)

@@ -1,4 +1,4 @@
-"""A manifest read in parts: what opens is what loads, whatever the parts, and every fault is named that loading names."""
+"""A manifest read in parts: what opens is what loads, whatever the parts, and faults are named as by loading."""
 
 import json
 from pathlib import Path
