@@ -82,8 +82,8 @@ def _write(place: Path, parts: Iterable[dict[str, np.ndarray]]) -> None:
     for name, digest in digests.items():
         facts[name]["sha256"] = digest.hexdigest()
         flush_to_disk(temporary / name)
-    content = {"version": _VERSION, "columns": facts}
-    (temporary / "index.json").write_text(json.dumps(content | {"digest": _digest(content)}))
+    described = {"version": _VERSION, "columns": facts}
+    (temporary / "index.json").write_text(json.dumps(described | {"digest": _digest(described)}))
     flush_to_disk(temporary / "index.json")
     temporary.rename(place)
     flush_to_disk(place.parent)

@@ -48,7 +48,8 @@ _MAPPED_FROM = 200_000
 _AHEAD = 8
 """units' indexes read before they are joined"""
 
-_T, _R = TypeVar("_T"), TypeVar("_R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class LatentCache:

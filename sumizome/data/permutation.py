@@ -4,9 +4,9 @@ Owns the keyed permutation and the mixing of keys. The invariant: for any n and 
 same on every machine and with every version of every library, because it is integer arithmetic modulo 2⁶⁴ alone.
 
 How: a place is written with two digits, L below a = ⌈√n⌉ and R below b = ⌈n/a⌉; sixteen Feistel rounds add a hash of
-one digit to the other, modulo its radix; what leaves 0 … n − 1 goes through again until it is back (cycle walking; a share
-of 1/√n does). Differs from sorting random keys: because that lists all n, which at six million takes a second
-and 50 MB, at every epoch, in every process.
+one digit to the other, modulo its radix; what leaves 0 … n − 1 goes through again until it is back (cycle walking; a
+share of 1/√n does). Differs from sorting random keys: because that lists all n, which at six million takes a second and
+50 MB, at every epoch, in every process.
 Source: Bellare, Ristenpart, Rogaway, Stegers, "Format-preserving encryption", SAC 2009 (FE2, cycle walking); the hash
 is the finaliser of SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 """
