@@ -62,7 +62,7 @@ def _feistel(
 
 def _wrapped(total: UInt64[np.ndarray, " k"], radix: UInt64[np.ndarray, " k"]) -> UInt64[np.ndarray, " k"]:
     """total mod radix of total < 2·radix: what is below the radix wraps to a huge number when it is taken off."""
-    return np.minimum(total, total - radix)
+    return np.asarray(np.minimum(total, total - radix))
 
 
 def _finalised(state: UInt64[np.ndarray, "*s"]) -> UInt64[np.ndarray, "*s"]:
