@@ -2,9 +2,9 @@
 
     python benchmarks/bench_plan.py [records]          # 6 000 000; the synthetic manifest is kept in build/bench
 
-Each figure is taken in a process of its own. "held" is private memory (Private_Clean + Private_Dirty of
-/proc/self/smaps_rollup) beyond that of a process that has only imported the same modules; mapped files are shared by
-all processes of a machine and are not in it. Cost of a micro-batch = pixels of its bucket.
+Each figure is taken in a process of its own. "held" is anonymous memory (/proc/self/smaps_rollup) beyond that of one
+that has only imported the same modules. Pages of mapped files are not in it: all processes of a machine share them, and
+the kernel takes them back when it needs them. Cost of a micro-batch = pixels of its bucket.
 """
 
 import json
@@ -47,9 +47,9 @@ def manifest_path(records: int) -> Path:
 
 
 def private_mb() -> float:
-    """MB (10⁶) that this process shares with no other."""
+    """MB (10⁶) of this process that no file backs and no other process can share."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024 / 1e6
 
 
 def peak_mb() -> float:

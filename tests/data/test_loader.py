@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import threading
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from sumizome.data.buckets import BucketConfig, bucket_table
 from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
 from sumizome.data.latent_index import picture_hashes
 from sumizome.data.latents import LatentCache, open_latents
@@ -190,6 +192,31 @@ def test_another_seed_is_another_run(cache: LatentCache) -> None:
     one, other = loader_of(cache).step(0), loader_of(cache, seed=4).step(0)
     assert [b.sample_ids for b in one] != [b.sample_ids for b in other]
     assert not {s for b in one for s in b.seeds.tolist()} & {s for b in other for s in b.seeds.tolist()}
+
+
+# ── Area classes ──
+
+
+def test_with_area_classes_each_step_is_of_one_and_every_picture_comes(tmp_path: Path) -> None:
+    table = bucket_table(BucketConfig(areas=(32, 64), step=16))
+    buckets = tuple((height, width) for height, width in table.tolist())
+    plan = CachePlan(dataclasses.replace(FINGERPRINT, buckets=buckets), 40, 40, "sumizome prepare")
+    write_plan(tmp_path, plan)
+    rows = [facts(number) for number in range(40)]
+    canvas = table[np.arange(40) * 7 % len(table)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns |= {"bucket_h": canvas[:, 0].tolist(), "bucket_w": canvas[:, 1].tolist(), "repeats": [1] * 40}
+    commit_unit(tmp_path, plan, 0, [np.zeros((4, h // 8, w // 8), np.float16) for h, w in canvas], columns, [])
+    loader = loader_of(open_latents(tmp_path), micro_batch_size=1, micro_batches_per_step=2, validation_count=0)
+    shown = Counter[str]()
+    largest = Counter[bool]()
+    for step in range(40):  # two epochs: by then nothing is carried
+        sizes = [batch.time_ids[0, 4:].prod().item() for batch in loader.step(step)]
+        (large,) = {size > 32 * 32 for size in sizes}
+        largest[large] += 1
+        shown.update(sample_id for batch in loader.step(step) for sample_id in batch.sample_ids)
+    assert set(shown.values()) == {2} and len(shown) == 40
+    assert len(largest) == 2
 
 
 # ── The thread ──
