@@ -7,7 +7,10 @@ PYTHON ?= python3
 UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 # What `make bench-data` runs, one JSON line a measurement.
-BENCH_DATA := benchmarks/bench_decode.py
+BENCH_DATA :=
+BENCH_DATA += benchmarks/bench_plan.py
+BENCH_DATA += benchmarks/bench_tags.py
+BENCH_DATA += benchmarks/bench_decode.py
 
 .PHONY: demo test test-slow lint emoji bench-data clean
 .DEFAULT_GOAL := help
@@ -54,7 +57,7 @@ emoji: $(VENV)/.installed
 
 bench-data: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'
-	for script in $(BENCH_DATA); do $(BIN)/python $$script || exit 1; done
+	@for script in $(BENCH_DATA); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) work build dist

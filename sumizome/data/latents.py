@@ -5,20 +5,25 @@ The invariant: `LatentCache.read` returns only what matches a digest taken befor
 that names it.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float16, Int
 from safetensors import SafetensorError, safe_open
 
-from sumizome.data.latent_index import LatentIndex, join_indexes, load_unit_index
+from sumizome.data.index_cache import default_folder, mapped_index
+from sumizome.data.latent_index import LatentIndex, column_parts, join_parts, load_unit_index
 from sumizome.data.shards import (
     CachePlan,
     Fingerprint,
+    UnitRecord,
     crc32,
     differences,
     load_plan,
@@ -36,6 +41,15 @@ Verify = Literal["auto", "full", "size"]
 "auto": "full" up to 4 GiB. A latent's own CRC-32 is checked whenever it is read, so nothing unchecked is ever used."""
 
 _FULL_BELOW = 4 * 2**30
+
+_MAPPED_FROM = 200_000
+"""samples; a smaller index is joined in memory, in less than a second"""
+
+_AHEAD = 8
+"""units' indexes read before they are joined"""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class LatentCache:
@@ -92,9 +106,9 @@ class LatentCache:
         except (OSError, SafetensorError, IndexError) as error:
             raise ShardError(f"{path} cannot be read ({error}); {self.plan.remedy}") from error
         if crc32(record) != self.index.crc32[row]:
+            (picture,) = self.index.ids(np.array([row]))
             raise ShardError(
-                f"{path} is damaged at picture {self.index.id[row].as_py()}: its CRC-32 is not the one in the index; "
-                f"{self.plan.remedy}"
+                f"{path} is damaged at picture {picture}: its CRC-32 is not the one in the index; {self.plan.remedy}"
             )
         return record
 
@@ -105,8 +119,11 @@ def _map_tensor(path: Path, name: str) -> Any:
     return shard.get_slice(name)
 
 
-def open_latents(root: Path, verify: Verify = "auto") -> LatentCache:
+def open_latents(root: Path, verify: Verify = "auto", *, index_folder: Path | None = None) -> LatentCache:
     """The latents that `sumizome prepare` wrote, complete and verified.
+
+    The joined index of a large set lies in mapped files below `index_folder` (default: `index_cache.default_folder`),
+    made once a machine and content, so that a process holds next to nothing of it.
 
     Raises: ShardError if a unit is missing, or a file is damaged or foreign, before any of them is used.
     """
@@ -116,6 +133,35 @@ def open_latents(root: Path, verify: Verify = "auto") -> LatentCache:
         stored = sum(path.stat().st_size for path in shards if path.is_file())
         verify = "full" if stored <= _FULL_BELOW else "size"
     with ThreadPoolExecutor() as pool:  # hashing and decompression leave Python's lock
-        records = pool.map(lambda unit: verify_unit(root, plan, unit, verify), range(plan.units))
-        tables = list(pool.map(lambda record: load_unit_index(root, record), records))
-    return LatentCache(root, plan, join_indexes(tables, plan.fingerprint))
+        records = list(pool.map(lambda unit: verify_unit(root, plan, unit, verify), range(plan.units)))
+
+        def columns() -> Iterator[dict[str, np.ndarray]]:
+            tables = _in_order(pool, lambda record: load_unit_index(root, record), records)
+            return column_parts(tables, plan.fingerprint)
+
+        if sum(record.written for record in records) < _MAPPED_FROM:
+            index = join_parts(columns())
+        else:
+            index = mapped_index(index_folder or default_folder(), _index_key(plan, records), columns)
+    return LatentCache(root, plan, index)
+
+
+def _index_key(plan: CachePlan, records: Sequence[UnitRecord]) -> str:
+    """Names what a joined index was made from: the fingerprint, and the SHA-256 of each unit's own index."""
+    digest = hashlib.sha256(plan.fingerprint.digest.encode())
+    for record in records:
+        digest.update(
+            next(facts["sha256"] for name, facts in record.files.items() if name.endswith(".parquet")).encode()
+        )
+    return digest.hexdigest()
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
+    """work(item) of each in order, some ahead; differs from pool.map: because that would hold all results."""
+    ahead: deque[Future[_R]] = deque()
+    for item in items:
+        ahead.append(pool.submit(work, item))
+        if len(ahead) > _AHEAD:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()

@@ -5,9 +5,10 @@ Invariant: a manifest that loads is sound (types, ids, sizes, paths that stay be
 checks again. The columns stay Arrow: six million rows are a few buffers, not six million objects.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sumizome.data.images import MAX_SIDE, WHITE, Colour
+from sumizome.data.rows_digest import RowsDigest
 from sumizome.errors import ManifestError
 from sumizome.files import write_atomically
 
@@ -26,7 +28,12 @@ __all__ = [
     "MANIFEST_VERSION",
     "SCHEMA",
     "Manifest",
+    "check_ids",
+    "check_values",
     "load_manifest",
+    "read_header",
+    "refusing_damage",
+    "seal_of",
     "tags_by_category",
     "write_manifest",
 ]
@@ -51,6 +58,14 @@ SCHEMA = pa.schema(
 )
 
 _METADATA_KEY = b"sumizome"
+
+_LAYOUT: Mapping[str, Any] = {
+    "compression": "zstd",
+    "row_group_size": 131_072,  # read and checked one at a time
+    # A vocabulary of half a million tags is one dictionary; beyond the usual 1 MB each tag would be spelt out.
+    "dictionary_pagesize_limit": 16 * 2**20,
+    "use_dictionary": ["tags.list.element", "format", "source", "kept_tags", "repeats", "height", "width"],
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,35 +93,14 @@ class Manifest:
         The same rows give the same digest however they are chunked, written or read. The sources' absolute paths are
         left out, so that moving a folder does not invalidate what was made from it.
         """
-        digest = hashlib.sha256(f"manifest {MANIFEST_VERSION} {self.background}".encode())
-        for name in SCHEMA.names:
-            digest.update(f"\x1f{name}\x1f".encode() + _column_digest(self.table[name]))
-        if self.categories:
-            digest.update(json.dumps(sorted(self.categories.items())).encode())
-        return digest.hexdigest()
+        rows = RowsDigest()
+        rows.update(self.table)
+        return rows.hexdigest(self.background, self.categories)
 
     def image_path(self, row: int) -> Path:
         """The absolute path of a row's file."""
         source: int = self.table["source"][row].as_py()
         return self.sources[source] / str(self.table["path"][row])
-
-
-def _column_digest(column: pa.ChunkedArray) -> bytes:
-    """SHA-256 over a column's values. Lengths and contents are hashed apart, so that chunks leave no trace."""
-    if pa.types.is_list(column.type):
-        lengths, values = pc.list_value_length(column), pc.list_flatten(column)
-        return hashlib.sha256(_column_digest(lengths) + _column_digest(values)).digest()
-    contents = hashlib.sha256()
-    if pa.types.is_string(column.type):
-        for chunk in filter(len, column.chunks):
-            _, offsets, text = chunk.buffers()
-            first, last = np.frombuffer(offsets, np.int32)[[chunk.offset, chunk.offset + len(chunk)]]
-            if last > first:
-                contents.update(memoryview(text)[first:last])
-        return hashlib.sha256(_column_digest(pc.binary_length(column)) + contents.digest()).digest()
-    for chunk in column.chunks:
-        contents.update(np.ascontiguousarray(chunk.to_numpy()).data)
-    return contents.digest()
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -125,7 +119,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         header["categories"] = tags_by_category(manifest.categories)
     sealed = json.dumps(header | {"seal": _seal(header, manifest)}, sort_keys=True)
     table = manifest.table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_METADATA_KEY: sealed})
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, **_LAYOUT))
 
 
 def tags_by_category(categories: Mapping[str, str]) -> dict[str, list[str]]:
@@ -138,8 +132,12 @@ def tags_by_category(categories: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _seal(header: Mapping[str, Any], manifest: Manifest) -> str:
     """SHA-256 over header and rows: parquet notices many a flipped bit, and reads some as another tag or colour."""
+    return seal_of(header, manifest.digest)
+
+
+def seal_of(header: Mapping[str, Any], digest: str) -> str:
     told = {key: value for key, value in header.items() if key != "seal"}
-    return hashlib.sha256((json.dumps(told, sort_keys=True) + manifest.digest).encode()).hexdigest()
+    return hashlib.sha256((json.dumps(told, sort_keys=True) + digest).encode()).hexdigest()
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -149,17 +147,11 @@ def load_manifest(path: Path) -> Manifest:
     """
     if not path.is_file():
         raise ManifestError(f"expected a manifest at {path}, found no file: run `sumizome ingest` first.")
-    try:
+    with refusing_damage(path):
         with pq.ParquetFile(path) as file:
             table = file.read()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ManifestError(
-            f"expected a manifest in parquet, found {path} damaged or of another kind "
-            f"({_first_line(error)}): run `sumizome ingest` again."
-        ) from error
-    header = _read_header(table, path)
-    _check_columns(table, path)
+    header = read_header(table.schema, path)
     _check_rows(table, len(header["sources"]), str(path))
     red, green, blue = header["background"]
     manifest = Manifest(
@@ -174,12 +166,28 @@ def load_manifest(path: Path) -> Manifest:
     return manifest
 
 
+@contextlib.contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """What Arrow says of a file that is no parquet, as a ManifestError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ManifestError(
+            f"expected a manifest in parquet, found {path} damaged or of another kind "
+            f"({_first_line(error)}): run `sumizome ingest` again."
+        ) from error
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _read_header(table: pa.Table, path: Path) -> dict[str, Any]:
-    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+def read_header(schema: pa.Schema, path: Path) -> dict[str, Any]:
+    """The header in the file's metadata, once it and the columns' types are found to be a manifest's.
+
+    Raises: ManifestError.
+    """
+    raw = (schema.metadata or {}).get(_METADATA_KEY)
     if raw is None:
         raise ManifestError(f"expected a manifest of sumizome, found another parquet file at {path}.")
     try:
@@ -195,6 +203,7 @@ def _read_header(table: pa.Table, path: Path) -> dict[str, Any]:
         )
     if not well_formed:
         raise ManifestError(f"expected sources, background and settings in the header, found it damaged in {path}.")
+    _check_columns(schema, path)
     return dict(header)
 
 
@@ -217,23 +226,43 @@ def _is_tags_by_category(categories: Any) -> bool:
     )
 
 
-def _check_columns(table: pa.Table, path: Path) -> None:
+def _check_columns(schema: pa.Schema, path: Path) -> None:
     for expected in SCHEMA:
-        if expected.name not in table.schema.names:
+        if expected.name not in schema.names:
             raise ManifestError(f"expected a column {expected.name!r}, found none in {path}.")
-        found = table.schema.field(expected.name)
+        found = schema.field(expected.name)
         if not found.type.equals(expected.type):
             raise ManifestError(f"expected column {expected.name!r} as {expected.type}, found {found.type} in {path}.")
 
 
 def _check_rows(table: pa.Table, source_count: int, where: str) -> None:
     """Refuses rows that later code would trust in vain; whole columns at a time."""
+    check_values(table, source_count, where)
+    check_ids(table["id"], where)
+
+
+def check_values(table: pa.Table, source_count: int, where: str, first_row: int = 0) -> None:
+    """All checks that look at one row at a time; `table` may be a part that begins at `first_row`.
+
+    Raises: ManifestError naming column and row.
+    """
     for name, is_wrong, expected in _row_rules(table, source_count):
-        wrong = np.flatnonzero(is_wrong)
-        if len(wrong):
-            row = int(wrong[0])
-            found = table[name][row].as_py()
-            raise ManifestError(f"expected {expected}, found {found!r:.200} in column {name!r}, row {row}, of {where}.")
+        _refuse_first(is_wrong, table[name], name, expected, where, first_row)
+
+
+def check_ids(ids: pa.ChunkedArray, where: str) -> None:
+    """Raises: ManifestError naming the first row whose id another has, too."""
+    _refuse_first(_is_doubled(ids), ids, "id", "each id once", where)
+
+
+def _refuse_first(is_wrong: Any, column: pa.ChunkedArray, name: str, expected: str, where: str, first: int = 0) -> None:
+    wrong = np.flatnonzero(is_wrong)
+    if len(wrong):
+        row = int(wrong[0])
+        found = column[row].as_py()
+        raise ManifestError(
+            f"expected {expected}, found {found!r:.200} in column {name!r}, row {first + row}, of {where}."
+        )
 
 
 def _row_rules(table: pa.Table, source_count: int) -> Iterable[tuple[str, Any, str]]:
@@ -244,7 +273,6 @@ def _row_rules(table: pa.Table, source_count: int) -> Iterable[tuple[str, Any, s
     if pc.any(nulls).as_py():
         row = np.repeat(np.arange(len(table)), pc.list_value_length(table["tags"]).to_numpy())[nulls.to_numpy()]
         yield "tags", np.isin(np.arange(len(table)), row), "tags without null"
-    yield "id", _is_doubled(table["id"]), "each id once"
     source = table["source"].to_numpy()
     yield "source", (source < 0) | (source >= source_count), f"a source below {source_count}"
     # A path is data from a file: it must not lead out of its source (absolute, "..", a NUL that ends it early).
