@@ -1,7 +1,7 @@
 """Reading cached latents warm: random rows in batches of 32, each record checked by its CRC-32, as float32 tensors.
 
 Beside it in the same run: the same records by safetensors' slices, unchecked, and a numpy memory map, unchecked, which
-is the limit. The sets are synthetic and lie in the page cache. `--threads` reads with several threads, as a loader does;
+is the limit. The sets are synthetic and lie in the page cache. `--threads` reads with several, as a loader does;
 "per CPU second" is what one core does, also on a busy machine.
 """
 
