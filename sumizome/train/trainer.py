@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sumizome.data.latents import open_latents
 from sumizome.data.loader import BatchLoader, TrainBatch, build_loader
 from sumizome.data.shard_cache import CacheConfig
+from sumizome.data.store import is_remote
 from sumizome.device import choose_device
 from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import build_noise_schedule
@@ -238,7 +239,8 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
     Raises: ConfigError, ModelError, ShardError, CheckpointError as their parts do, before anything is trained.
     """
     # Absolute, so that the recorded config means the same from any directory.
-    config = replace(config, model=config.model.resolve(), latents=config.latents.resolve())
+    latents = config.latents if is_remote(config.latents) else config.latents.resolve()
+    config = replace(config, model=config.model.resolve(), latents=latents)
     device = choose_device(config.device)
     # The report's float32 with tf32 matrix products; without effect on a CPU.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
