@@ -11,6 +11,7 @@ BENCH_DATA :=
 BENCH_DATA += benchmarks/bench_plan.py
 BENCH_DATA += benchmarks/bench_tags.py
 BENCH_DATA += benchmarks/bench_decode.py
+BENCH_DATA += benchmarks/bench_latents.py
 
 .PHONY: demo test test-slow lint emoji bench-data clean
 .DEFAULT_GOAL := help

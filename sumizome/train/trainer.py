@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from sumizome.data.latents import open_latents
 from sumizome.data.loader import BatchLoader, TrainBatch, build_loader
+from sumizome.data.shard_cache import CacheConfig
+from sumizome.data.store import is_remote
 from sumizome.device import choose_device
 from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import build_noise_schedule
@@ -237,7 +239,8 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
     Raises: ConfigError, ModelError, ShardError, CheckpointError as their parts do, before anything is trained.
     """
     # Absolute, so that the recorded config means the same from any directory.
-    config = replace(config, model=config.model.resolve(), latents=config.latents.resolve())
+    latents = config.latents if is_remote(config.latents) else config.latents.resolve()
+    config = replace(config, model=config.model.resolve(), latents=latents)
     device = choose_device(config.device)
     # The report's float32 with tf32 matrix products; without effect on a CPU.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -276,7 +279,8 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
 
 def _build_loader(config: TrainConfig, model: SDXLModel) -> BatchLoader:
     """The loader of the run's latents, which must be those of this model's VAE."""
-    cache = open_latents(config.latents)
+    here = CacheConfig(config.cache_dir.expanduser(), round(config.cache_size * 1e9))
+    cache = open_latents(config.latents, cache=here)
     cache.require(vae_digest=vae_digest(model.vae))
     return build_loader(
         cache,
