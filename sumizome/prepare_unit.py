@@ -120,9 +120,9 @@ def _batches(unit: Unit, batch_size: int) -> Iterator[list[int]]:
 def _fit(unit: Unit, entry: int) -> Canvas | Reject:
     """The canvas of one picture, or why there is none."""
     geometry = unit.geometry
-    path, sha256 = unit.manifest.image_path(unit.rows[entry]), unit.pictures["sha256"][entry].as_py()
+    sha256 = unit.pictures["sha256"][entry].as_py()
     try:
-        image = open_image(path, unit.manifest.background, sha256=sha256)
+        image = open_image(unit.manifest.picture(unit.rows[entry]), unit.manifest.background, sha256=sha256)
     except ImageRejected as rejected:
         return unit.reject(entry, rejected.reason, str(rejected))
     if (found := image.size[::-1]) != (expected := _pair(geometry.original, entry)):

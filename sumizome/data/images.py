@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
+from sumizome.data.byte_range import ByteRange
 from sumizome.errors import ConfigError, DataError
 
 __all__ = [
@@ -106,13 +107,13 @@ def parse_colour(text: str) -> Colour:
     return red, green, blue
 
 
-def open_image(path: Path, background: Colour = WHITE, *, sha256: str | None = None) -> Image.Image:
+def open_image(path: Path | ByteRange, background: Colour = WHITE, *, sha256: str | None = None) -> Image.Image:
     """The picture in a file: mode "RGB", upright, opaque, sRGB. See `read_image`."""
     return read_image(path, background, sha256=sha256).image
 
 
 def read_image(
-    path: Path, background: Colour = WHITE, *, sha256: str | None = None, md5: str | None = None
+    path: Path | ByteRange, background: Colour = WHITE, *, sha256: str | None = None, md5: str | None = None
 ) -> DecodedImage:
     """The picture in a file and its facts; the bytes that are hashed are the bytes that are decoded.
 
@@ -135,7 +136,9 @@ def read_image(
     return DecodedImage(image, format_, digest, len(data), profile_ignored)
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path | ByteRange) -> bytes:
+    if isinstance(path, ByteRange):
+        return _read_range(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -149,6 +152,22 @@ def _read_file(path: Path) -> bytes:
         raise ImageRejected(
             "unreadable", f"expected a readable file, found {getattr(error, 'strerror', error)}."
         ) from error
+
+
+def _read_range(place: ByteRange) -> bytes:
+    if place.size > MAX_FILE_BYTES:
+        raise ImageRejected(
+            "file_too_large", f"expected at most {MAX_FILE_BYTES >> 20} MB, found {place.size >> 20} MB."
+        )
+    try:
+        data = place.read()
+    except OSError as error:
+        raise ImageRejected("unreadable", f"expected a readable file, found {error.strerror}.") from error
+    if len(data) < place.size:
+        raise ImageRejected(
+            "changed", f"expected {place} as it was ingested, found the archive shorter: run `sumizome ingest` again."
+        )
+    return data
 
 
 def decode_image(data: bytes, background: Colour = WHITE) -> tuple[Image.Image, str, bool]:

@@ -7,6 +7,7 @@ checks again. The columns stay Arrow: six million rows are a few buffers, not si
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sumizome.data.images import MAX_SIDE, WHITE, Colour
+from sumizome.data.byte_range import ByteRange
+from sumizome.data.images import MAX_SIDE, WHITE, Colour, ImageRejected
 from sumizome.errors import ManifestError
 from sumizome.files import write_atomically
 
 __all__ = [
+    "ARCHIVE_SCHEMA",
     "MANIFEST_VERSION",
     "SCHEMA",
     "Manifest",
@@ -32,6 +35,9 @@ __all__ = [
 ]
 
 MANIFEST_VERSION = 1
+ARCHIVE_VERSION = 2
+"""of a manifest with pictures in tars: has the columns of `ARCHIVE_SCHEMA`, too. Without any, a manifest is of
+version 1, byte for byte as before"""
 
 SCHEMA = pa.schema(
     [
@@ -50,6 +56,14 @@ SCHEMA = pa.schema(
     ]
 )
 
+ARCHIVE_SCHEMA = pa.schema(
+    [
+        # Both null for a file of its own. `path` of a member is `archive/name`, or `name` where the source is the tar.
+        pa.field("archive", pa.string()),  # posix, relative to the source; "" = the source is the tar
+        pa.field("offset", pa.int64()),  # of the picture's bytes in it; they are `file_bytes` long
+    ]
+)
+
 _METADATA_KEY = b"sumizome"
 
 
@@ -58,7 +72,7 @@ class Manifest:
     """The rows, and where their files lie."""
 
     table: pa.Table
-    """columns of `SCHEMA`, sorted by (source, path)"""
+    """columns of `SCHEMA`, then those of `ARCHIVE_SCHEMA` if pictures lie in tars; sorted by (source, path)"""
     sources: tuple[Path, ...]
     """the absolute folders that `source` points into"""
     background: Colour = WHITE
@@ -78,17 +92,43 @@ class Manifest:
         The same rows give the same digest however they are chunked, written or read. The sources' absolute paths are
         left out, so that moving a folder does not invalidate what was made from it.
         """
-        digest = hashlib.sha256(f"manifest {MANIFEST_VERSION} {self.background}".encode())
-        for name in SCHEMA.names:
+        digest = hashlib.sha256(f"manifest {self.version} {self.background}".encode())
+        for name in self.schema.names:
             digest.update(f"\x1f{name}\x1f".encode() + _column_digest(self.table[name]))
         if self.categories:
             digest.update(json.dumps(sorted(self.categories.items())).encode())
         return digest.hexdigest()
 
+    @property
+    def version(self) -> int:
+        return ARCHIVE_VERSION if ARCHIVE_SCHEMA.names[0] in self.table.schema.names else MANIFEST_VERSION
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a manifest of this version."""
+        return pa.schema([*SCHEMA, *ARCHIVE_SCHEMA]) if self.version == ARCHIVE_VERSION else SCHEMA
+
     def image_path(self, row: int) -> Path:
-        """The absolute path of a row's file."""
+        """The absolute path of a row's file; of a member of a tar, what it is called, not a file's path."""
         source: int = self.table["source"][row].as_py()
         return self.sources[source] / str(self.table["path"][row])
+
+    def picture(self, row: int) -> Path | ByteRange:
+        """Where a row's bytes are, for `open_image`: a file, or a stretch of a tar.
+
+        Raises: ImageRejected("link_outside") if a link leads to something that is not its source's.
+        """
+        source: Path = self.sources[self.table["source"][row].as_py()]
+        path, archive = str(self.table["path"][row]), None
+        if self.version == ARCHIVE_VERSION:
+            archive = self.table["archive"][row].as_py()
+        file: Path = source / (path if archive is None else archive)
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(source)):
+            raise ImageRejected("link_outside", f"expected a file of {source}, found a link out of it: {path}.")
+        if archive is None:
+            return file
+        offset, size = (int(self.table[name][row].as_py()) for name in ("offset", "file_bytes"))
+        return ByteRange(file, offset, size, path.removeprefix(f"{archive}/"))
 
 
 def _column_digest(column: pa.ChunkedArray) -> bytes:
@@ -116,7 +156,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     """
     _check_rows(manifest.table, len(manifest.sources), str(path))
     header = {
-        "version": MANIFEST_VERSION,
+        "version": manifest.version,
         "sources": [str(source) for source in manifest.sources],
         "background": list(manifest.background),
         "settings": dict(manifest.settings),
@@ -124,7 +164,11 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     if manifest.categories:
         header["categories"] = tags_by_category(manifest.categories)
     sealed = json.dumps(header | {"seal": _seal(header, manifest)}, sort_keys=True)
-    table = manifest.table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_METADATA_KEY: sealed})
+    table = (
+        manifest.table.select(manifest.schema.names)
+        .cast(manifest.schema)
+        .replace_schema_metadata({_METADATA_KEY: sealed})
+    )
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
@@ -159,11 +203,13 @@ def load_manifest(path: Path) -> Manifest:
             f"({_first_line(error)}): run `sumizome ingest` again."
         ) from error
     header = _read_header(table, path)
-    _check_columns(table, path)
+    schema = pa.schema([*SCHEMA, *ARCHIVE_SCHEMA]) if header["version"] == ARCHIVE_VERSION else SCHEMA
+    _check_columns(table, schema, path)
+    table = table.select(schema.names)
     _check_rows(table, len(header["sources"]), str(path))
     red, green, blue = header["background"]
     manifest = Manifest(
-        table=table.select(SCHEMA.names).replace_schema_metadata(None).cast(SCHEMA),
+        table=table.replace_schema_metadata(None).cast(schema),
         sources=tuple(Path(source) for source in header["sources"]),
         background=(red, green, blue),
         settings=header["settings"],
@@ -188,10 +234,10 @@ def _read_header(table: pa.Table, path: Path) -> dict[str, Any]:
         well_formed = _is_header(header)
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"expected the manifest's header as JSON, found it damaged in {path}.") from error
-    if version != MANIFEST_VERSION:
+    if type(version) is not int or version not in (MANIFEST_VERSION, ARCHIVE_VERSION):
         raise ManifestError(
-            f"expected a manifest of version {MANIFEST_VERSION}, found version {version!r} in {path}: "
-            "run `sumizome ingest` again."
+            f"expected a manifest of version {MANIFEST_VERSION} or {ARCHIVE_VERSION}, found version {version!r} in "
+            f"{path}: run `sumizome ingest` again."
         )
     if not well_formed:
         raise ManifestError(f"expected sources, background and settings in the header, found it damaged in {path}.")
@@ -217,8 +263,8 @@ def _is_tags_by_category(categories: Any) -> bool:
     )
 
 
-def _check_columns(table: pa.Table, path: Path) -> None:
-    for expected in SCHEMA:
+def _check_columns(table: pa.Table, schema: pa.Schema, path: Path) -> None:
+    for expected in schema:
         if expected.name not in table.schema.names:
             raise ManifestError(f"expected a column {expected.name!r}, found none in {path}.")
         found = table.schema.field(expected.name)
@@ -248,15 +294,47 @@ def _row_rules(table: pa.Table, source_count: int) -> Iterable[tuple[str, Any, s
     source = table["source"].to_numpy()
     yield "source", (source < 0) | (source >= source_count), f"a source below {source_count}"
     # A path is data from a file: it must not lead out of its source (absolute, "..", a NUL that ends it early).
-    escapes = pc.match_substring_regex(table["path"], r"^$|^/|(^|/)\.\.(/|$)|\x00|\\")
+    escapes = pc.match_substring_regex(table["path"], r"^$|" + _ESCAPES)
     yield "path", escapes.to_numpy(), "a relative path that stays below its source"
     yield "sha256", ~pc.match_substring_regex(table["sha256"], "^[0-9a-f]{64}$").to_numpy(), "64 hex digits"
     for name in ("height", "width"):
         side = table[name].to_numpy()
         yield name, (side < 1) | (side > MAX_SIDE), f"1 to {MAX_SIDE} px"
+    if "archive" in table.schema.names:
+        yield from _archive_rules(table)
     kept, lengths = table["kept_tags"].to_numpy(), pc.list_value_length(table["tags"]).to_numpy()
     yield "kept_tags", (kept < 0) | (kept > lengths), "at most the number of tags"
     yield "repeats", table["repeats"].to_numpy() < 1, "at least 1"
+
+
+_ESCAPES = r"^/|(^|/)\.\.(/|$)|\x00|\\"
+
+
+def _archive_rules(table: pa.Table) -> Iterable[tuple[str, Any, str]]:
+    archive, offset = table["archive"], table["offset"]
+    yield "offset", pc.xor(pc.is_null(archive), pc.is_null(offset)).to_numpy(), "an offset where there is an archive"
+    escapes = pc.fill_null(pc.match_substring_regex(archive, _ESCAPES), False)
+    yield "archive", escapes.to_numpy(), "a relative path that stays below its source"
+    prefix = pc.binary_join_element_wise(archive, "", "/")
+    is_below = pc.or_(pc.equal(archive, ""), _starts_with(table["path"], prefix))
+    yield "archive", ~pc.fill_null(is_below, True).to_numpy(), "the beginning of the path"
+    at = pc.fill_null(offset, _TAR_BLOCK)
+    out_of_place = pc.or_(pc.less(at, _TAR_BLOCK), pc.not_equal(pc.bit_wise_and(at, _TAR_BLOCK - 1), 0))
+    yield "offset", out_of_place.to_numpy(), "a multiple of 512"
+    sized = pc.and_(pc.is_valid(archive), pc.less(table["file_bytes"], 1))
+    yield "file_bytes", sized.to_numpy(), "at least 1 byte of a member"
+
+
+_TAR_BLOCK = 512
+
+
+def _starts_with(texts: pa.ChunkedArray, prefixes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """bool [rows], null where the prefix is. (No kernel takes a prefix for each row.)"""
+    found = []
+    for start in range(0, len(texts), 65_536):
+        pairs = zip(*(column.slice(start, 65_536).to_pylist() for column in (texts, prefixes)), strict=True)
+        found.append(pa.array([None if head is None else text.startswith(head) for text, head in pairs], pa.bool_()))
+    return pa.chunked_array(found, pa.bool_())
 
 
 def _is_doubled(ids: pa.ChunkedArray) -> Any:

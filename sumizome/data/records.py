@@ -9,7 +9,7 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,18 +17,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sumizome.data.images import ImageRejected
 from sumizome.data.source_config import Columns
 from sumizome.data.tags import normalise_tag
 from sumizome.errors import ConfigError, DataError
 
-__all__ = ["MAX_LINE", "Record", "Row", "build_record", "parse_object", "read_lines", "read_rows", "row_keys"]
+__all__ = ["MAX_LINE", "Known", "Record", "Row", "build_record", "parse_object", "read_lines", "read_rows", "row_keys"]
 
 MAX_LINE = 2**20
 """characters of one line of metadata"""
 
 Row: TypeAlias = Mapping[str, Any]
+
+Known: TypeAlias = Callable[[Sequence[str | None]], NDArray[np.bool_]]
+"""names → bool [names]: False where no file is called so"""
 
 
 class Record(NamedTuple):
@@ -46,6 +50,11 @@ class Record(NamedTuple):
     """lower case"""
     score: float | None
     year: int | None
+    height: int = 0
+    """px; 0 = it does not say"""
+    width: int = 0
+    file_ext: str = ""
+    """lower case, without a dot"""
 
 
 def build_record(row: Row, columns: Columns, where: str) -> Record:
@@ -73,6 +82,9 @@ def build_record(row: Row, columns: Columns, where: str) -> Record:
         rating=rating.strip().lower() or None if isinstance(rating, str) else None,
         score=_number(_find(row, columns.score)),
         year=_year(_find(row, columns.created_at)),
+        height=_side(_find(row, columns.height)),
+        width=_side(_find(row, columns.width)),
+        file_ext=_suffix(_find(row, columns.file_ext)),
     )
 
 
@@ -123,6 +135,15 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _side(value: Any) -> int:
+    number = _number(value) or 0.0
+    return int(number) if 0 < number < 2**31 else 0
+
+
+def _suffix(value: Any) -> str:
+    return value.strip().lower().removeprefix(".")[:16] if isinstance(value, str) else ""
+
+
 _YEAR_FIRST = re.compile(r"(?:19|20)\d\d(?=\D|$|\d{4})")
 _YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)")
 
@@ -145,11 +166,11 @@ def _year(value: Any) -> int | None:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def read_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tuple[str, Row | ImageRejected | int]]:
+def read_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str, Row | ImageRejected | int]]:
     """(where, row or what is wrong with it, or how many rows were passed over) of a JSONL, CSV or parquet file.
 
-    Memory does not grow with the table. `stems` are those of the files: of a parquet file only rows with such an id or
-    md5 become Python objects; the others are counted.
+    Memory does not grow with the table. `known` tells of names whether files are called so: of a parquet file only rows
+    with such an id or md5 become Python objects; the others are counted.
     Raises: ConfigError: no such file, another suffix. DataError: unreadable, or no column that could name a file.
     """
     if not path.is_file():
@@ -160,7 +181,7 @@ def read_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tuple[s
                 for number, line in read_lines(path):
                     yield f"{path.name}:{number}", parse_object(line)
             case ".parquet":
-                yield from _parquet_rows(path, columns, stems)
+                yield from _parquet_rows(path, columns, known)
             case ".csv":
                 with path.open(encoding="utf-8-sig", newline="") as file:
                     for number, row in enumerate(csv.DictReader(file), start=2):
@@ -190,7 +211,7 @@ def parse_object(text: str) -> Row | ImageRejected:
     return row
 
 
-def _parquet_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tuple[str, Row | int]]:
+def _parquet_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str, Row | int]]:
     with pq.ParquetFile(path) as file:
         present = file.schema_arrow.names
         needed = [name for name in present if name in _top_level(columns)]
@@ -198,7 +219,7 @@ def _parquet_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tup
             raise DataError(f"expected a column that names files (file, id or md5) in {path}, found {present}.")
         first = 0
         for batch in file.iter_batches(8192, columns=needed):
-            mask = _names_a_file(batch, columns, stems)
+            mask = _names_a_file(batch, columns, known)
             numbers = pc.indices_nonzero(mask).to_pylist()
             for number, row in zip(numbers, batch.filter(mask).to_pylist(), strict=True):
                 yield f"{path.name}:{first + number + 1}", row
@@ -207,13 +228,14 @@ def _parquet_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tup
 
 
 def _top_level(columns: Columns) -> set[str]:
-    simple = (columns.file, columns.id, columns.md5, columns.tags, columns.caption)
-    names = (*simple, columns.rating, columns.score, columns.created_at, *columns.categories.values())
+    keys = (columns.file, columns.id, columns.md5, columns.tags, columns.caption, columns.rating, columns.score)
+    facts = (columns.created_at, columns.file_ext, columns.width, columns.height)
+    names = (*keys, *facts, *columns.categories.values())
     return {part for group in names for name in group for part in (name, name.partition(".")[0])}
 
 
-def _names_a_file(batch: pa.RecordBatch, columns: Columns, stems: Set[str]) -> pa.Array:
-    """bool [rows]: the row may belong to a file with one of the stems."""
+def _names_a_file(batch: pa.RecordBatch, columns: Columns, known: Known) -> pa.Array:
+    """bool [rows]: the row may belong to a file that is there."""
     named = np.zeros(len(batch), bool)
     for name in (*columns.file, *columns.id, *columns.md5):
         if name.partition(".")[0] not in batch.schema.names:
@@ -222,9 +244,10 @@ def _names_a_file(batch: pa.RecordBatch, columns: Columns, stems: Set[str]) -> p
         is_key = name not in columns.file and (pa.types.is_integer(column.type) or _is_text(column.type))
         if not is_key:  # a path, or nested: looked at row by row
             return pa.array([True] * len(batch))
-        # Python's set and not Arrow's is_in, which would hash all the stems again for each batch.
         keys = column.cast(pa.string()).to_pylist()
-        named |= [key is not None and (key in stems or key.lower() in stems) for key in keys]
+        named |= known(keys)
+        if _is_text(column.type):
+            named |= known([key and key.lower() for key in keys])
     return pa.array(named)
 
 
