@@ -6,7 +6,6 @@ of workers. Reads the user's folders and never writes there. What a source holds
 `images`, what a tag is in `tags`, what rules make of them in `rules`.
 """
 
-import contextlib
 import csv
 import os
 from collections import Counter
@@ -29,7 +28,7 @@ from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
 from sumizome.data.sources import Entry, ImageTask, Reject, printable, scan_source
 from sumizome.data.tags import GENERAL, load_tag_categories
 from sumizome.errors import ConfigError, DataError
-from sumizome.files import hold_lock, write_atomically
+from sumizome.files import write_atomically
 
 __all__ = [
     "IngestResult",
@@ -105,35 +104,19 @@ def ingest_to(
     """
     checked = _check_sources(sources)
     _check_output(manifest_path, checked, tag_lists or TagLists())
-    lock = manifest_path.with_name(f".{manifest_path.name}.lock")
-    with _held(lock, manifest_path):
-        if decode_again:
-            journal_path(manifest_path).unlink(missing_ok=True)
-        result = ingest(
-            sources,
-            tag_lists=tag_lists,
-            duplicates=duplicates,
-            background=background,
-            workers=workers,
-            progress=progress,
-            journal=journal_path(manifest_path),
-        )
-        _write_result(result, manifest_path)
+    if decode_again:
+        journal_path(manifest_path).unlink(missing_ok=True)
+    result = ingest(
+        sources,
+        tag_lists=tag_lists,
+        duplicates=duplicates,
+        background=background,
+        workers=workers,
+        progress=progress,
+        journal=journal_path(manifest_path),
+    )
+    _write_result(result, manifest_path)
     return result
-
-
-@contextlib.contextmanager
-def _held(lock: Path, manifest_path: Path) -> Iterator[None]:
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {manifest_path}: {error.strerror or error}.") from error
-
-    def refusal(holder: str) -> DataError:
-        return DataError(f"{manifest_path}: {holder} is ingesting here; wait for it, or give another --manifest.")
-
-    with hold_lock(lock, refusal):
-        yield
 
 
 def _write_result(result: IngestResult, manifest_path: Path) -> None:

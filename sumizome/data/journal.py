@@ -6,11 +6,12 @@ of another way of looking is passed over and decoded again, never believed. A pr
 found in the last `SECONDS` at most. Tags are not in it: captions are read each time.
 """
 
+import contextlib
 import hashlib
 import os
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from sumizome.data.inspection import Facts, Look, Outcome
 from sumizome.data.tags import ParsedTags
 from sumizome.errors import DataError
-from sumizome.files import write_atomically
+from sumizome.files import hold_lock, write_atomically
 
 __all__ = ["Journal", "look_digest"]
 
@@ -76,14 +77,18 @@ class Journal:
         self._table = pa.concat_tables([_SCHEMA.empty_table(), *self._tables]).combine_chunks()
         self._keys, self._order = _sorted_keys(self._table["stamp"])
         self._used = np.zeros(len(self._table), bool)
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "Journal":
+        if self._path is not None:
+            self._held.enter_context(_lock(self._path))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()
+        with self._held:
+            self.flush()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -153,6 +158,21 @@ class Journal:
         kept = table.filter(pa.array(stays))
         blocks = [_block(kept.slice(start, 65_536), self._look) for start in range(0, len(kept), 65_536)]
         write_atomically(self._path, lambda temporary: temporary.write_bytes(b"".join(blocks)))
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    def refusal(holder: str) -> DataError:
+        return DataError(f"{path}: {holder} is ingesting here; wait for it, or give another --manifest.")
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = contextlib.ExitStack()
+        held.enter_context(hold_lock(path.with_name(f".{path.name}.lock"), refusal))
+    except OSError as error:
+        raise DataError(f"cannot write beside {path}: {error.strerror or error}.") from error
+    with held:
+        yield
 
 
 def _agrees(values: dict[str, Any], md5: str | None) -> bool:

@@ -264,30 +264,38 @@ def _match_lines(
         if isinstance(row, int):
             continue
         line = posixpath.join(folder, where)
-        file = row_keys(row, columns)[0] if isinstance(row, dict) else None
-        if isinstance(row, ImageRejected) or file is None or (texts and not _says_something(row, columns)):
-            sentence = f"expected file_name{' and text, caption or tags' * texts}, found another line."
-            matches.reject(line, "metadata_invalid", sentence)
+        try:
+            file, record = _read_line(row, columns, line, texts)
+        except ImageRejected as error:
+            matches.reject(line, "metadata_invalid", str(error))
             continue
         path = posixpath.normpath(posixpath.join(folder, file))
         if path.startswith(("/", "../")):
             matches.reject(line, "metadata_outside", f"expected a file_name in its folder, found {file[:200]!r}.")
-            continue
-        named.append((line, path, file, row))
-    for (line, path, file, row), found in zip(named, paths.find([path for _, path, *_ in named]), strict=True):
+        else:
+            named.append((line, path, file, record))
+    for (line, path, file, record), found in zip(named, paths.find([path for _, path, *_ in named]), strict=True):
         if not found:
             matches.reject(line, "metadata_without_image", f"expected a picture at {file[:200]!r}, found none.")
         elif matches.place[found[0]] >= 0 or found[0] in matches.failed:
-            matches.reject(line, "metadata_twice", f"expected one line for {path}, found a second: the first is used.")
+            sentence = f"expected one line for {path}, found a second: the first is used."
+            matches.reject(line, "metadata_twice", sentence)
         else:
-            _add_line(matches, found, row, columns, line)
+            matches.add_outcome(found[0], record)
 
 
-def _add_line(matches: Matches, pictures: list[int], row: Row, columns: Columns, line: str) -> None:
-    try:
-        matches.add_outcome(pictures[0], build_record(row, columns, line))
-    except ImageRejected as error:
-        matches.reject(line, "metadata_invalid", str(error))
+def _read_line(row: Row | ImageRejected, columns: Columns, line: str, texts: bool) -> tuple[str, Record]:
+    """(file_name, record) of a row.
+
+    Raises: ImageRejected.
+    """
+    if isinstance(row, ImageRejected):
+        raise row
+    file = row_keys(row, columns)[0]
+    if file is None or (texts and not _says_something(row, columns)):
+        expected = "file_name and text, caption or tags" if texts else "file_name"
+        raise ImageRejected("metadata_invalid", f"expected {expected}, found another line.")
+    return file, build_record(row, columns, line)
 
 
 def _says_something(row: Row, columns: Columns) -> bool:

@@ -144,7 +144,9 @@ def test_another_version_or_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="seal"):
         load_manifest(path)
     for header, complaint in [
-        (sound | {"version": 2}, "version 1, found version 2"),
+        (sound | {"version": 2}, "a column 'archive', found none"),
+        (sound | {"version": 3}, "version 1 or 2, found version 3"),
+        (sound | {"version": True}, "found version True"),
         ({}, "header"),
         ([], "header"),
         (sound | {"sources": ["relative"] * 2}, "header"),
