@@ -107,9 +107,10 @@ class Journal:
             hits.tolist(), rows.tolist(), self._table.take(pa.array(rows)).to_pylist(), strict=True
         ):
             place = asked[at]
-            if values["stamp"] == stamps[place] and _agrees(values, md5s[place]):
-                found[place] = _outcome(values)
+            if values["stamp"] == stamps[place]:
                 self._used[row] = True
+                if _agrees(values, md5s[place]):
+                    found[place] = _outcome(values)
         return found
 
     def add(self, stamp: bytes | None, outcome: Outcome, md5: str | None) -> None:
@@ -145,7 +146,7 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise DataError(f"cannot write {self._path}: {error.strerror or error}.") from error
-        self._rows.clear()
+        self._rows.clear()  # interrupted before this, rows are written twice, which does no harm
 
     def prune(self) -> None:
         """Writes the file anew without entries that nothing asked for, once they are more than the others."""
@@ -197,7 +198,7 @@ def _block(table: pa.Table, look: bytes) -> bytes:
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_stream(sink, _SCHEMA, options=options) as writer:
-        writer.write_table(table)
+        writer.write_table(table.combine_chunks())
     content = bytes(sink.getvalue().to_pybytes())
     return _HEAD.pack(_MAGIC, len(content), look, _digest(look + content)) + content
 

@@ -64,6 +64,9 @@ ARCHIVE_SCHEMA = pa.schema(
     ]
 )
 
+_NO_ARCHIVE = {"archive": "\0", "offset": -1}
+"""what stands for null in the digest: values that no row can have"""
+
 _METADATA_KEY = b"sumizome"
 
 
@@ -94,7 +97,10 @@ class Manifest:
         """
         digest = hashlib.sha256(f"manifest {self.version} {self.background}".encode())
         for name in self.schema.names:
-            digest.update(f"\x1f{name}\x1f".encode() + _column_digest(self.table[name]))
+            column = self.table[name]
+            if name in _NO_ARCHIVE:
+                column = pc.fill_null(column, _NO_ARCHIVE[name])
+            digest.update(f"\x1f{name}\x1f".encode() + _column_digest(column))
         if self.categories:
             digest.update(json.dumps(sorted(self.categories.items())).encode())
         return digest.hexdigest()

@@ -185,7 +185,7 @@ def read_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str,
             case ".csv":
                 with path.open(encoding="utf-8-sig", newline="") as file:
                     for number, row in enumerate(csv.DictReader(file), start=2):
-                        yield f"{path.name}:{number}", {key: value for key, value in row.items() if value}
+                        yield f"{path.name}:{number}", _csv_row(row)
             case suffix:
                 raise ConfigError(f"records: expected a .jsonl, .parquet or .csv file, found {suffix or path.name}.")
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
@@ -209,6 +209,15 @@ def parse_object(text: str) -> Row | ImageRejected:
     if not isinstance(row, dict):
         return ImageRejected("record_invalid", "expected a JSON object, found another kind of JSON.")
     return row
+
+
+def _csv_row(row: Mapping[str | None, Any]) -> Row | ImageRejected:
+    """The cells that are not empty."""
+    if None in row:  # a comma that no quotes protect: what stands behind it would be lost
+        return ImageRejected(
+            "record_invalid", "expected as many cells as columns, found more: quote cells with commas."
+        )
+    return {key: value for key, value in row.items() if key is not None and value}
 
 
 def _parquet_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str, Row | int]]:

@@ -37,16 +37,17 @@ def list_tars(
     for tar in sorted(tars):
         try:
             others += _Tar(root, tar, pictures, reject).list_members()
-        except (TarDamage, ImageRejected, OSError) as error:
+        except ImageRejected as error:
+            reject(tar or root.name, error.reason, str(error))
+        except (TarDamage, OSError) as error:
             sentence = f"{root / tar}: {error.strerror}." if isinstance(error, OSError) else str(error)
-            reason = error.reason if isinstance(error, ImageRejected) else "tar_damaged"
-            reject(tar or root.name, reason, f"none of its pictures is used. {sentence}")
+            reject(tar or root.name, "tar_damaged", f"none of its pictures is used. {sentence}")
             faults.append(sentence)
     if faults and damaged == "stop":
         more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
         raise DataError(
-            f"{len(faults)} tars cannot be used whole: {' '.join(faults[:_SHOWN])}{more} Fetch them again; or leave "
-            "out all of their pictures with --damaged-tars reject (damaged_tars in a file of sources)."
+            f"{len(faults)} {'tars' if len(faults) > 1 else 'tar'} cannot be used whole: {' '.join(faults[:_SHOWN])}{more} "
+            "Fetch them again; or leave out all of their pictures with --damaged-tars reject (damaged_tars in a file of sources)."
         )
     return others
 
