@@ -6,13 +6,14 @@ PYTHON ?= python3
 # uv installs in seconds what pip installs in minutes; it looks for local wheels where pip was told to.
 UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test test-slow lint emoji clean
+.PHONY: demo test test-slow fuzz lint emoji clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       draw a tagged set, train a tiny SDXL on it, sample, export: 10 minutes on 2 cores"
 	@echo "make test       install what tests need, check style and types, run the tests"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
+	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
 $(BIN)/uv:
@@ -37,6 +38,9 @@ test: $(VENV)/.installed-test lint
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow"
+
+fuzz: $(VENV)/.installed-test
+	SUMIZOME_FUZZ_CASES=20000 $(BIN)/python -m pytest tests/data/test_fuzzed_parsers.py tests/data/test_tar_reader.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

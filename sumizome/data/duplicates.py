@@ -5,6 +5,7 @@ and columns in, pairs out. Invariant: a near copy names a picture that stays and
 which each resembles the next and the last not the first); an exact copy names the first picture of its bytes.
 """
 
+import hashlib
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import Literal, NamedTuple, TypeAlias
@@ -107,22 +108,19 @@ def _leaders(hashes: Hashes, max_distance: int) -> NDArray[np.int64]:
     pairs, runs = _candidates(hashes, max_distance)
     leader = np.full(len(hashes), -1, np.int64)
     starts = np.searchsorted(pairs[:, 0], np.arange(len(hashes) + 1))
-    waiting = dict(enumerate(runs))
-    in_runs: dict[int, list[int]] = {}
-    for number, run in waiting.items():
-        for each in run.tolist():
-            in_runs.setdefault(each, []).append(number)
+    members = np.concatenate([np.empty(0, np.int64), *runs])
+    numbers = np.repeat(np.arange(len(runs)), [len(run) for run in runs])[np.argsort(members, kind="stable")]
+    begins = np.searchsorted(np.sort(members), np.arange(len(hashes) + 1))
     # What has neither a pair nor a long run leads itself alone; only the others are gone through.
-    for each in np.union1d(pairs[:, 0], np.fromiter(in_runs, np.int64, len(in_runs))).tolist():
+    for each in np.union1d(pairs[:, 0], members).tolist():
         if leader[each] >= 0:
             continue
         leader[each] = each
         near = pairs[starts[each] : starts[each + 1], 1]
         leader[near[leader[near] < 0]] = each
-        for number in in_runs.get(each, ()):
-            run = waiting[number]
-            run = run[leader[run] < 0]
-            waiting[number] = run
+        for number in numbers[begins[each] : begins[each + 1]].tolist():
+            run = runs[number]
+            run = runs[number] = run[leader[run] < 0]
             leader[run[_distance(hashes[run], hashes[each : each + 1]) <= max_distance]] = each
     alone = leader < 0
     leader[alone] = np.flatnonzero(alone)
@@ -143,7 +141,8 @@ def _candidates(hashes: Hashes, max_distance: int, long_run: int = _LONG_RUN) ->
     """
     edges = np.linspace(0, 63, max_distance + 3).astype(int).tolist()
     bands = [((1 << high) - 1) ^ ((1 << low) - 1) for low, high in pairwise(edges)]
-    found, runs = [np.empty((0, 2), np.int64)], []
+    found = [np.empty((0, 2), np.int64)]
+    runs: dict[bytes, NDArray[np.int64]] = {}  # bands that are equal in all hashes make the same run again and again
     for one, other in combinations(bands, 2):
         key = hashes & np.uint64(one | other)
         order = np.argsort(key, kind="stable")
@@ -151,7 +150,8 @@ def _candidates(hashes: Hashes, max_distance: int, long_run: int = _LONG_RUN) ->
         edge = np.flatnonzero(np.r_[True, key[1:] != key[:-1], True][: len(key) + 1])
         length = np.diff(edge)
         for at in np.flatnonzero(length > long_run).tolist():
-            runs.append(order[edge[at] : edge[at + 1]])
+            run = order[edge[at] : edge[at + 1]]
+            runs[hashlib.blake2b(run.tobytes(), digest_size=16).digest()] = run
         short = np.repeat(length <= long_run, length)
         start, step = np.flatnonzero(short), 0
         while len(start):  # each with the one that stands 1, 2, … places after it, as long as their bands agree
@@ -162,7 +162,7 @@ def _candidates(hashes: Hashes, max_distance: int, long_run: int = _LONG_RUN) ->
             near = _distance(hashes[first], hashes[second]) <= max_distance
             found.append(np.stack([first[near], second[near]], axis=1))
     pairs = np.sort(np.concatenate(found), axis=1)
-    return np.unique(pairs, axis=0), runs
+    return np.unique(pairs, axis=0), list(runs.values())
 
 
 def _distance(one: Hashes, other: Hashes) -> NDArray[np.int64]:

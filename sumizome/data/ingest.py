@@ -124,9 +124,11 @@ def _write_result(result: IngestResult, manifest_path: Path) -> None:
     _write_copies(result, copies_path(manifest_path))
     _write_mismatches(result, mismatches_path(manifest_path))
     if not len(result.manifest):
+        common = Counter(reject.reason for reject in result.rejects).most_common(1)[0][0]
+        first = next(reject for reject in result.rejects if reject.reason == common)
         raise DataError(
-            f"expected at least one usable picture, found {len(result.rejects)} rejects and nothing else: "
-            f"see {rejects_path(manifest_path)}."
+            f"expected at least one usable picture, found {len(result.rejects)} rejects and nothing else, most often "
+            f"{common} ({first.path}: {first.sentence}): see {rejects_path(manifest_path)}."
         )
     write_manifest(result.manifest, manifest_path)  # last: where it stands, the rest stands
 

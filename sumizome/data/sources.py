@@ -216,9 +216,7 @@ def _list(scan: SourceScan, config: SourceConfig) -> Listing:
         _list_tars(scan, listing, config)
     else:
         for tar in (*listing.tars, *listing.packed):
-            scan.reject(
-                tar, "archive", "expected pictures, found an archive: of tars they are read by kind webdataset."
-            )
+            scan.reject(tar, "archive", "expected pictures, found an archive; tars are read with --kind webdataset.")
     return listing
 
 

@@ -45,9 +45,10 @@ def list_tars(
             faults.append(sentence)
     if faults and damaged == "stop":
         more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        count = "1 tar" if len(faults) == 1 else f"{len(faults)} tars"
         raise DataError(
-            f"{len(faults)} {'tars' if len(faults) > 1 else 'tar'} cannot be used whole: {' '.join(faults[:_SHOWN])}{more} "
-            "Fetch them again; or leave out all of their pictures with --damaged-tars reject (damaged_tars in a file of sources)."
+            f"{count} cannot be used whole: {' '.join(faults[:_SHOWN])}{more} Fetch again what is damaged, or leave "
+            "out all of its pictures with --damaged-tars reject (damaged_tars in a file of sources)."
         )
     return others
 

@@ -1,6 +1,7 @@
 """The tar reader against Python's tarfile: the same members, the same bytes; no damage passes as a shorter set."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def mangle(data: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
     return bytes(changed)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=int(os.environ.get("SUMIZOME_FUZZ_CASES", "150")))
 @given(st.lists(st.tuples(st.integers(0, len(SOUND)), st.integers(0, 255)), max_size=8), st.integers(0, len(SOUND)))
 def test_a_mangled_tar_is_damage_or_tiles_the_file(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], cut: int
