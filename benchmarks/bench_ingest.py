@@ -103,7 +103,7 @@ def near_copies(count: int, kind: str) -> int:
 
 
 def measured(work: Callable[..., int], *arguments: object) -> tuple[int, float, int]:
-    """(what `work` returns, seconds of processor time, bytes of peak memory above the start) in a process of its own."""
+    """(what `work` returns, processor seconds, bytes of peak memory above the start) in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         found: tuple[int, float, int] = pool.apply(_measure, (work, arguments))

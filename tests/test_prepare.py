@@ -22,6 +22,7 @@ from PIL import Image
 from sumizome import prepare_unit
 from sumizome.cli.prepare import Command, as_shell, run
 from sumizome.data.buckets import BucketConfig
+from sumizome.data.byte_range import ByteRange
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.ingest import ingest_to
 from sumizome.data.latents import LatentCache, open_latents
@@ -500,7 +501,8 @@ def test_sources_of_every_kind_are_prepared_from_one_manifest(vae: AutoencoderKL
     assert len(latents(tmp_path / "mixed")) == 6
     tar = tmp_path / "webdataset" / "0.tar"
     data = bytearray(tar.read_bytes())
-    data[512 + 60] ^= 1
+    (place,) = (each for row in range(6) if isinstance(each := mixed.picture(row), ByteRange))
+    data[place.offset + 60] ^= 1
     tar.write_bytes(data)
     progress = finish(mixed, vae, tmp_path / "again")
     assert progress.rejected == 1
