@@ -160,7 +160,7 @@ def found(path: Path, count: int = 12) -> list[object]:
     return list(Journal(path, LOOK).find([stamp(at) for at in range(count)], [None] * count))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=3), st.integers(0, 5000))
 def test_damage_is_forgotten_and_never_believed(
     tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]], cut: int
