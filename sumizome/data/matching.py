@@ -1,4 +1,4 @@
-"""Which record belongs to which picture: dumps, sidecars, kohya's JSON, Hugging Face's metadata, JSON in tars.
+"""Which record belongs to which picture: dumps, sidecars, kohya's JSON, JSON in tars.
 
 Owns the conventions of naming and the records as columns; reads them through `records`. Invariant: a name in a record
 only ever selects one of the pictures that were listed; it is compared, never opened.
@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sumizome.data.byte_range import ByteRange
 from sumizome.data.images import ImageRejected
-from sumizome.data.picture_list import BLOCK, NameIndex, PictureList, Strings, path_names, stem, stem_names
+from sumizome.data.picture_list import NameIndex, PictureList, Strings, path_names, stem, stem_names
 from sumizome.data.records import Record, Row, build_record, parse_object, read_rows, row_keys
 from sumizome.data.rules import check_rating
 from sumizome.data.source_config import Columns, PictureRules
 from sumizome.errors import ConfigError, DataError
 
-__all__ = ["SIDECAR_SUFFIX", "Matches", "match_kohya", "match_metadata", "match_objects", "match_table"]
+__all__ = ["SIDECAR_SUFFIX", "Matches", "match_kohya", "match_objects", "match_table"]
 
 SIDECAR_SUFFIX = ".json"
 MAX_SIDECAR_BYTES = 4 * 2**20
@@ -223,85 +222,6 @@ def _kohya_rows(table: Path) -> Iterator[tuple[str, Any]]:
     if not isinstance(content, dict):
         raise DataError(f"expected a JSON object of pictures at {table}, found {type(content).__name__}.")
     yield from content.items()
-
-
-# --- metadata.jsonl, .csv, .parquet: `file_name`, relative to the folder that the file is in, and text or tags --------
-
-
-def match_metadata(
-    matches: Matches, pictures: PictureList, root: Path, metadata: Sequence[str], columns: Columns, *, texts: bool
-) -> None:
-    """The rows of each metadata file; `matches.rejects` names the lines that cannot be used, by `metadata_*`.
-
-    With `texts` a line without text, caption or tags is one of these.
-    """
-    if not metadata:
-        return
-    paths = NameIndex(pictures, path_names)
-    for name in sorted(metadata):
-        try:
-            rows = read_rows(root / name, columns, _all)
-            while batch := list(islice(rows, BLOCK // 64)):
-                _match_lines(matches, paths, posixpath.dirname(name), batch, columns, texts)
-        except (ConfigError, DataError) as error:
-            matches.reject(name, "metadata_invalid", f"expected a readable table: {error}")
-
-
-def _all(names: Sequence[str | None]) -> NDArray[np.bool_]:
-    return np.ones(len(names), bool)
-
-
-def _match_lines(
-    matches: Matches,
-    paths: NameIndex,
-    folder: str,
-    batch: Sequence[tuple[str, Row | ImageRejected | int]],
-    columns: Columns,
-    texts: bool,
-) -> None:
-    named = []
-    for where, row in batch:
-        if isinstance(row, int):
-            continue
-        line = posixpath.join(folder, where)
-        try:
-            file, record = _read_line(row, columns, line, texts)
-        except ImageRejected as error:
-            matches.reject(line, "metadata_invalid", str(error))
-            continue
-        path = posixpath.normpath(posixpath.join(folder, file))
-        if path.startswith(("/", "../")):
-            matches.reject(line, "metadata_outside", f"expected a file_name in its folder, found {file[:200]!r}.")
-        else:
-            named.append((line, path, file, record))
-    for (line, path, file, record), found in zip(named, paths.find([path for _, path, *_ in named]), strict=True):
-        if not found:
-            matches.reject(line, "metadata_without_image", f"expected a picture at {file[:200]!r}, found none.")
-        elif matches.place[found[0]] >= 0 or found[0] in matches.failed:
-            sentence = f"expected one line for {path}, found a second: the first is used."
-            matches.reject(line, "metadata_twice", sentence)
-        else:
-            matches.add_outcome(found[0], record)
-
-
-def _read_line(row: Row | ImageRejected, columns: Columns, line: str, texts: bool) -> tuple[str, Record]:
-    """(file_name, record) of a row.
-
-    Raises: ImageRejected.
-    """
-    if isinstance(row, ImageRejected):
-        raise row
-    file = row_keys(row, columns)[0]
-    if file is None or (texts and not _says_something(row, columns)):
-        expected = "file_name and text, caption or tags" if texts else "file_name"
-        raise ImageRejected("metadata_invalid", f"expected {expected}, found another line.")
-    return file, build_record(row, columns, line)
-
-
-def _says_something(row: Row, columns: Columns) -> bool:
-    groups = (columns.caption, columns.tags, *columns.categories.values())
-    names = {part for group in groups for name in group for part in (name, name.partition(".")[0])}
-    return any(row.get(name) is not None for name in names)
 
 
 def _read_text(place: Path | ByteRange, limit: int) -> str:

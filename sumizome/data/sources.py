@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from sumizome.data.byte_range import ByteRange
 from sumizome.data.images import ImageRejected
 from sumizome.data.listing import CAPTION_SUFFIXES, Listing, check_link, list_folder, printable
-from sumizome.data.matching import SIDECAR_SUFFIX, Matches, match_kohya, match_metadata, match_objects, match_table
+from sumizome.data.matching import SIDECAR_SUFFIX, Matches, match_kohya, match_objects, match_table
+from sumizome.data.metadata_files import match_metadata
 from sumizome.data.picture_list import BLOCK, Picture, PictureList, stem
 from sumizome.data.rules import DerivedTags, derive_tags
 from sumizome.data.source_config import MAX_REPEATS, SourceConfig
