@@ -238,7 +238,7 @@ def _look_at(
     """Each entry in its order, what there is to see, and whether it was looked at now, in an earlier run, or not."""
     known = journal.find([entry.stamp for entry in entries], [entry.task.md5 for entry in entries])
     new = [entry for entry, found in zip(entries, known, strict=True) if found is None and entry.fault is None]
-    # The pool starts anew for each window: a second or two in some ten minutes of decoding.
+    # The pool starts anew for each window: a second or two in some minutes of decoding.
     outcomes = inspect_all([entry.task for entry in new], look, min(workers, len(new)))
     for entry, found in zip(entries, known, strict=True):
         if entry.fault is not None:
@@ -349,7 +349,7 @@ def _check_output(path: Path, sources: Iterable[SourceConfig], lists: TagLists) 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
-_BATCH = 65_536
+_BATCH = 8_192
 
 
 class _Rows:

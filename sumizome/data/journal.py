@@ -183,7 +183,7 @@ def _agrees(values: dict[str, Any], md5: str | None) -> bool:
 def _outcome(values: dict[str, Any]) -> Outcome:
     if values["reason"] is not None:
         return values["reason"], values["sentence"] or ""
-    told = {name: values[name] for name in Facts._fields if name not in ("tags", "sha256")}
+    told = {name: values[name] for name in Facts._fields if name in _SCHEMA.names and name != "sha256"}  # no thumbnails
     return Facts(sha256=values["sha256"].hex(), tags=_NO_TAGS, **told)
 
 

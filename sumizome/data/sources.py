@@ -33,6 +33,8 @@ from sumizome.data.tar_source import list_tars
 __all__ = ["Claims", "Entry", "ImageTask", "Reject", "SourceScan", "printable", "scan_source"]
 
 MAX_CAPTION_BYTES = 2**20
+WINDOW = 16_384
+"""pictures that are objects at a time, of some 5 KB each; some minutes of decoding"""
 
 
 class Reject(NamedTuple):
@@ -130,9 +132,9 @@ class SourceScan:
         return len(self.places)
 
     def entries(self) -> Iterator[list[Entry]]:
-        """The pictures to decode, `BLOCK` at a time."""
-        for start in range(0, len(self.places), BLOCK):
-            places = self.places[start : start + BLOCK]
+        """The pictures to decode, `WINDOW` at a time."""
+        for start in range(0, len(self.places), WINDOW):
+            places = self.places[start : start + WINDOW]
             records = self.records.rows(places) if self.records else None
             pictures = self.pictures.rows(places)
             yield [self._entry(picture, records[at] if records else _NO_RECORD) for at, picture in enumerate(pictures)]
