@@ -13,7 +13,7 @@ BENCH_DATA += benchmarks/bench_tags.py
 BENCH_DATA += benchmarks/bench_decode.py
 BENCH_DATA += benchmarks/bench_latents.py
 
-.PHONY: demo test test-slow lint emoji bench-data clean
+.PHONY: demo test test-slow fuzz lint emoji bench-data clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test       install what tests need, check style and types, run the tests"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
+	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
 $(BIN)/uv:
@@ -45,6 +46,9 @@ test: $(VENV)/.installed-test lint
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow"
+
+fuzz: $(VENV)/.installed-test
+	SUMIZOME_FUZZ_CASES=20000 $(BIN)/python -m pytest tests/data/test_fuzzed_parsers.py tests/data/test_tar_reader.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -117,11 +117,12 @@ def _batches(unit: Unit, batch_size: int) -> Iterator[list[int]]:
 def _fit(unit: Unit, entry: int) -> Canvas | Reject:
     """The canvas of one picture, or why there is none."""
     geometry = unit.geometry
-    path, sha256 = unit.manifest.image_path(unit.rows[entry]), unit.pictures["sha256"][entry].as_py()
+    sha256 = unit.pictures["sha256"][entry].as_py()
     pairs = (geometry.original, geometry.resized, geometry.offset, geometry.target)
     frame = Frame(*(_pair(each, entry) for each in pairs))
     try:
-        return load_canvas(path, frame, unit.manifest.background, sha256=sha256)
+        place = unit.manifest.picture(unit.rows[entry])
+        return load_canvas(place, frame, unit.manifest.background, sha256=sha256)
     except ImageRejected as rejected:
         return unit.reject(entry, rejected.reason, str(rejected))
 

@@ -8,6 +8,7 @@ checks again. The columns stay Arrow: six million rows are a few buffers, not si
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,12 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sumizome.data.images import MAX_SIDE, WHITE, Colour
+from sumizome.data.byte_range import ByteRange
+from sumizome.data.images import MAX_SIDE, WHITE, Colour, ImageRejected
 from sumizome.data.rows_digest import RowsDigest
 from sumizome.errors import ManifestError
 from sumizome.files import write_atomically
 
 __all__ = [
+    "ARCHIVE_SCHEMA",
     "MANIFEST_VERSION",
     "SCHEMA",
     "Manifest",
@@ -39,6 +42,9 @@ __all__ = [
 ]
 
 MANIFEST_VERSION = 1
+ARCHIVE_VERSION = 2
+"""of a manifest with pictures in tars: has the columns of `ARCHIVE_SCHEMA`, too. Without any, a manifest is of
+version 1, byte for byte as before"""
 
 SCHEMA = pa.schema(
     [
@@ -57,6 +63,14 @@ SCHEMA = pa.schema(
     ]
 )
 
+ARCHIVE_SCHEMA = pa.schema(
+    [
+        # Both null for a file of its own. `path` of a member is `archive/name`, or `name` where the source is the tar.
+        pa.field("archive", pa.string()),  # posix, relative to the source; "" = the source is the tar
+        pa.field("offset", pa.int64()),  # of the picture's bytes in it; they are `file_bytes` long
+    ]
+)
+
 _METADATA_KEY = b"sumizome"
 
 _LAYOUT: Mapping[str, Any] = {
@@ -68,12 +82,17 @@ _LAYOUT: Mapping[str, Any] = {
 }
 
 
+def schema_of(version: int) -> pa.Schema:
+    """The columns of a manifest of this version."""
+    return pa.schema([*SCHEMA, *ARCHIVE_SCHEMA]) if version == ARCHIVE_VERSION else SCHEMA
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """The rows, and where their files lie."""
 
     table: pa.Table
-    """columns of `SCHEMA`, sorted by (source, path)"""
+    """columns of `SCHEMA`, then those of `ARCHIVE_SCHEMA` if pictures lie in tars; sorted by (source, path)"""
     sources: tuple[Path, ...]
     """the absolute folders that `source` points into"""
     background: Colour = WHITE
@@ -93,14 +112,40 @@ class Manifest:
         The same rows give the same digest however they are chunked, written or read. The sources' absolute paths are
         left out, so that moving a folder does not invalidate what was made from it.
         """
-        rows = RowsDigest()
+        rows = RowsDigest(self.version)
         rows.update(self.table)
         return rows.hexdigest(self.background, self.categories)
 
+    @property
+    def version(self) -> int:
+        return ARCHIVE_VERSION if ARCHIVE_SCHEMA.names[0] in self.table.schema.names else MANIFEST_VERSION
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a manifest of this version."""
+        return schema_of(self.version)
+
     def image_path(self, row: int) -> Path:
-        """The absolute path of a row's file."""
+        """The absolute path of a row's file; of a member of a tar, what it is called, not a file's path."""
         source: int = self.table["source"][row].as_py()
         return self.sources[source] / str(self.table["path"][row])
+
+    def picture(self, row: int) -> Path | ByteRange:
+        """Where a row's bytes are, for `open_image`: a file, or a stretch of a tar.
+
+        Raises: ImageRejected("link_outside") if a link leads to something that is not its source's.
+        """
+        source: Path = self.sources[self.table["source"][row].as_py()]
+        path, archive = str(self.table["path"][row]), None
+        if self.version == ARCHIVE_VERSION:
+            archive = self.table["archive"][row].as_py()
+        file: Path = source / (path if archive is None else archive)
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(source)):
+            raise ImageRejected("link_outside", f"expected a file of {source}, found a link out of it: {path}.")
+        if archive is None:
+            return file
+        offset, size = (int(self.table[name][row].as_py()) for name in ("offset", "file_bytes"))
+        return ByteRange(file, offset, size, path.removeprefix(f"{archive}/"))
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -110,7 +155,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     """
     _check_rows(manifest.table, len(manifest.sources), str(path))
     header = {
-        "version": MANIFEST_VERSION,
+        "version": manifest.version,
         "sources": [str(source) for source in manifest.sources],
         "background": list(manifest.background),
         "settings": dict(manifest.settings),
@@ -118,7 +163,11 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     if manifest.categories:
         header["categories"] = tags_by_category(manifest.categories)
     sealed = json.dumps(header | {"seal": _seal(header, manifest)}, sort_keys=True)
-    table = manifest.table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_METADATA_KEY: sealed})
+    table = (
+        manifest.table.select(manifest.schema.names)
+        .cast(manifest.schema)
+        .replace_schema_metadata({_METADATA_KEY: sealed})
+    )
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, **_LAYOUT))
 
 
@@ -152,10 +201,12 @@ def load_manifest(path: Path) -> Manifest:
             table = file.read()
         table.validate(full=True)
     header = read_header(table.schema, path)
+    schema = schema_of(header["version"])
+    table = table.select(schema.names)
     _check_rows(table, len(header["sources"]), str(path))
     red, green, blue = header["background"]
     manifest = Manifest(
-        table=table.select(SCHEMA.names).replace_schema_metadata(None).cast(SCHEMA),
+        table=table.replace_schema_metadata(None).cast(schema),
         sources=tuple(Path(source) for source in header["sources"]),
         background=(red, green, blue),
         settings=header["settings"],
@@ -196,14 +247,14 @@ def read_header(schema: pa.Schema, path: Path) -> dict[str, Any]:
         well_formed = _is_header(header)
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"expected the manifest's header as JSON, found it damaged in {path}.") from error
-    if version != MANIFEST_VERSION:
+    if type(version) is not int or version not in (MANIFEST_VERSION, ARCHIVE_VERSION):
         raise ManifestError(
-            f"expected a manifest of version {MANIFEST_VERSION}, found version {version!r} in {path}: "
-            "run `sumizome ingest` again."
+            f"expected a manifest of version {MANIFEST_VERSION} or {ARCHIVE_VERSION}, found version {version!r} in "
+            f"{path}: run `sumizome ingest` again."
         )
     if not well_formed:
         raise ManifestError(f"expected sources, background and settings in the header, found it damaged in {path}.")
-    _check_columns(schema, path)
+    _check_columns(schema, version, path)
     return dict(header)
 
 
@@ -226,8 +277,8 @@ def _is_tags_by_category(categories: Any) -> bool:
     )
 
 
-def _check_columns(schema: pa.Schema, path: Path) -> None:
-    for expected in SCHEMA:
+def _check_columns(schema: pa.Schema, version: int, path: Path) -> None:
+    for expected in schema_of(version):
         if expected.name not in schema.names:
             raise ManifestError(f"expected a column {expected.name!r}, found none in {path}.")
         found = schema.field(expected.name)
@@ -276,15 +327,47 @@ def _row_rules(table: pa.Table, source_count: int) -> Iterable[tuple[str, Any, s
     source = table["source"].to_numpy()
     yield "source", (source < 0) | (source >= source_count), f"a source below {source_count}"
     # A path is data from a file: it must not lead out of its source (absolute, "..", a NUL that ends it early).
-    escapes = pc.match_substring_regex(table["path"], r"^$|^/|(^|/)\.\.(/|$)|\x00|\\")
+    escapes = pc.match_substring_regex(table["path"], r"^$|" + _ESCAPES)
     yield "path", escapes.to_numpy(), "a relative path that stays below its source"
     yield "sha256", ~pc.match_substring_regex(table["sha256"], "^[0-9a-f]{64}$").to_numpy(), "64 hex digits"
     for name in ("height", "width"):
         side = table[name].to_numpy()
         yield name, (side < 1) | (side > MAX_SIDE), f"1 to {MAX_SIDE} px"
+    if "archive" in table.schema.names:
+        yield from _archive_rules(table)
     kept, lengths = table["kept_tags"].to_numpy(), pc.list_value_length(table["tags"]).to_numpy()
     yield "kept_tags", (kept < 0) | (kept > lengths), "at most the number of tags"
     yield "repeats", table["repeats"].to_numpy() < 1, "at least 1"
+
+
+_ESCAPES = r"^/|(^|/)\.\.(/|$)|\x00|\\"
+
+
+def _archive_rules(table: pa.Table) -> Iterable[tuple[str, Any, str]]:
+    archive, offset = table["archive"], table["offset"]
+    yield "offset", pc.xor(pc.is_null(archive), pc.is_null(offset)).to_numpy(), "an offset where there is an archive"
+    escapes = pc.fill_null(pc.match_substring_regex(archive, _ESCAPES), False)
+    yield "archive", escapes.to_numpy(), "a relative path that stays below its source"
+    prefix = pc.binary_join_element_wise(archive, "", "/")
+    is_below = pc.or_(pc.equal(archive, ""), _starts_with(table["path"], prefix))
+    yield "archive", ~pc.fill_null(is_below, True).to_numpy(), "the beginning of the path"
+    at = pc.fill_null(offset, _TAR_BLOCK)
+    out_of_place = pc.or_(pc.less(at, _TAR_BLOCK), pc.not_equal(pc.bit_wise_and(at, _TAR_BLOCK - 1), 0))
+    yield "offset", out_of_place.to_numpy(), "a multiple of 512"
+    sized = pc.and_(pc.is_valid(archive), pc.less(table["file_bytes"], 1))
+    yield "file_bytes", sized.to_numpy(), "at least 1 byte of a member"
+
+
+_TAR_BLOCK = 512
+
+
+def _starts_with(texts: pa.ChunkedArray, prefixes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """bool [rows], null where the prefix is. (No kernel takes a prefix for each row.)"""
+    found = []
+    for start in range(0, len(texts), 65_536):
+        pairs = zip(*(column.slice(start, 65_536).to_pylist() for column in (texts, prefixes)), strict=True)
+        found.append(pa.array([None if head is None else text.startswith(head) for text, head in pairs], pa.bool_()))
+    return pa.chunked_array(found, pa.bool_())
 
 
 def _is_doubled(ids: pa.ChunkedArray) -> Any:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt64
 
 from sumizome.data.buckets import Sizes
-from sumizome.data.manifest import SCHEMA, check_ids, check_values, read_header, refusing_damage, seal_of
+from sumizome.data.manifest import SCHEMA, check_ids, check_values, read_header, refusing_damage, schema_of, seal_of
 from sumizome.data.rows_digest import RowsDigest
 from sumizome.errors import ManifestError
 
@@ -57,8 +57,8 @@ def open_manifest_columns(path: Path, names: Iterable[str] = ("height", "width",
     kept: dict[str, list[np.ndarray]] = {
         name: [np.empty(0, SCHEMA.field(name).type.to_pandas_dtype())] for name in names
     }
-    digest, ids, first_row = RowsDigest(), _Ids(), 0
-    for table in _parts(path):
+    digest, ids, first_row = RowsDigest(header["version"]), _Ids(), 0
+    for table in _parts(path, schema_of(header["version"]).names):
         check_values(table, len(header["sources"]), str(path), first_row)
         digest.update(table)
         ids.update(table["id"])
@@ -76,11 +76,11 @@ def open_manifest_columns(path: Path, names: Iterable[str] = ("height", "width",
     return ManifestColumns(columns, tuple(Path(source) for source in header["sources"]), found)
 
 
-def _parts(path: Path) -> Iterator[pa.Table]:
+def _parts(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     """The rows in parts, each read while the one before it is worked on."""
     # Tags stay numbers into a vocabulary, as the file has them: a quarter of the time of spelling them out.
     with refusing_damage(path), pq.ParquetFile(path, read_dictionary=["tags.list.element"]) as file:
-        batches = file.iter_batches(batch_size=_PART, columns=SCHEMA.names)
+        batches = file.iter_batches(batch_size=_PART, columns=columns)
 
         def next_part() -> pa.Table | None:
             batch = next(batches, None)

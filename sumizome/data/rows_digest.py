@@ -13,23 +13,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["COLUMNS", "RowsDigest"]
-
-VERSION = 1
+__all__ = ["ARCHIVE_COLUMNS", "COLUMNS", "RowsDigest"]
 
 COLUMNS = (
     "id", "source", "path", "sha256", "file_bytes", "format", "height", "width", "tags", "kept_tags", "repeats",
 )  # fmt: skip
 """in the order of hashing"""
 
+ARCHIVE_COLUMNS = ("archive", "offset")
+"""which the second version of the manifest has, too"""
+
 
 class RowsDigest:
     """Feed it the rows in order with `update`, whole columns of a part at a time; then ask for `hexdigest`."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int) -> None:
+        self._version = version
+        names = COLUMNS if version == 1 else COLUMNS + ARCHIVE_COLUMNS
         self._columns: dict[str, _ColumnHash] = {
             name: _ListHash() if name == "tags" else _StringHash() if name in _STRINGS else _NumberHash()
-            for name in COLUMNS
+            for name in names
         }
 
     def update(self, table: pa.Table) -> None:
@@ -37,11 +40,11 @@ class RowsDigest:
         for name, column in self._columns.items():
             for chunk in table[name].chunks:
                 if len(chunk):
-                    column.update(chunk)
+                    column.update(pc.fill_null(chunk, _NO_ARCHIVE[name]) if name in _NO_ARCHIVE else chunk)
 
     def hexdigest(self, background: Sequence[int], categories: Mapping[str, str]) -> str:
         """Over the rows, the background and the tags' categories."""
-        digest = hashlib.sha256(f"manifest {VERSION} {tuple(background)}".encode())
+        digest = hashlib.sha256(f"manifest {self._version} {tuple(background)}".encode())
         for name, column in self._columns.items():
             digest.update(f"\x1f{name}\x1f".encode() + column.digest())
         if categories:
@@ -49,7 +52,10 @@ class RowsDigest:
         return digest.hexdigest()
 
 
-_STRINGS = {"id", "path", "sha256", "format"}
+_STRINGS = {"id", "path", "sha256", "format", "archive"}
+
+_NO_ARCHIVE = {"archive": "\0", "offset": -1}
+"""what stands for null: values that no row can have"""
 
 
 class _ColumnHash(Protocol):

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sumizome.data import manifest_columns
-from sumizome.data.manifest import SCHEMA, Manifest, load_manifest, write_manifest
+from sumizome.data.manifest import ARCHIVE_SCHEMA, SCHEMA, Manifest, load_manifest, write_manifest
 from sumizome.data.manifest_columns import open_manifest_columns
-from sumizome.data.rows_digest import COLUMNS, RowsDigest
+from sumizome.data.rows_digest import ARCHIVE_COLUMNS, COLUMNS, RowsDigest
 from sumizome.errors import ManifestError
 
 COUNT = 50
@@ -44,7 +44,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def written_unchecked(path: Path, table: pa.Table) -> None:
     """A sealed file with rows that `write_manifest` refuses."""
-    digest = RowsDigest()
+    digest = RowsDigest(1)
     digest.update(table)
     header = {"version": 1, "sources": ["/data"], "background": [255, 255, 255], "settings": {}}
     from sumizome.data.manifest import seal_of
@@ -110,6 +110,7 @@ def test_a_flipped_bit_anywhere_is_found(path: Path, data: st.DataObject) -> Non
 
 def test_the_seal_covers_every_column(path: Path) -> None:
     assert tuple(SCHEMA.names) == COLUMNS
+    assert tuple(ARCHIVE_SCHEMA.names) == ARCHIVE_COLUMNS
     write_manifest(Manifest(rows(), (Path("/data"),)), path)
     metadata = pq.read_schema(path).metadata
     changed = {
@@ -138,7 +139,7 @@ def test_dictionary_or_not_the_digest_is_the_same() -> None:
         table.set_column(place, "tags", encoded),
         pa.concat_tables([table.slice(0, 9), table.slice(9)]),
     ):
-        digest = RowsDigest()
+        digest = RowsDigest(1)
         digest.update(each)
         digests.add(digest.hexdigest((0, 0, 0), {}))
     assert len(digests) == 1
