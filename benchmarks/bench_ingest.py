@@ -59,7 +59,7 @@ def write_set(root: Path, count: int) -> Path:
 
 def fake_outcomes(tasks: Sequence[Any], look: object, workers: int) -> Iterator[tuple[Any, Any]]:
     """What decoding might have found, without decoding."""
-    from sumizome.data.inspection import Facts, read_tags
+    from sumizome.data.verification import Facts, read_tags
 
     for task in tasks:
         digest = hashlib.sha256(task.path.encode()).hexdigest()

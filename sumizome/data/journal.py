@@ -21,8 +21,8 @@ import PIL
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sumizome.data.inspection import Facts, Look, Outcome
 from sumizome.data.tags import ParsedTags
+from sumizome.data.verification import Facts, Look, Outcome
 from sumizome.errors import DataError
 from sumizome.files import hold_lock, write_atomically
 

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from malformed import MALFORMED
-from sumizome.data.inspection import Facts, Look
 from test_ingest import draw, reasons
 from test_source_kinds import write_lines
 from test_tar_reader import packed
 from test_tar_sources import png
 
-from sumizome.data import inspection, journal
+from sumizome.data import journal, verification
 from sumizome.data.images import WHITE
 from sumizome.data.ingest import IngestResult, ingest_to, journal_path
 from sumizome.data.journal import Journal
 from sumizome.data.source_config import DuplicateConfig, SourceConfig
 from sumizome.data.tags import ParsedTags
+from sumizome.data.verification import Facts, Look
 from sumizome.errors import DataError
 
 YESTERDAY = 1_600_000_000
@@ -51,8 +51,8 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are decoded from here on."""
     seen: list[str] = []
-    inspect = inspection._inspect
-    monkeypatch.setattr(inspection, "_inspect", lambda task, look: (seen.append(task.path), inspect(task, look))[1])
+    inspect = verification._inspect
+    monkeypatch.setattr(verification, "_inspect", lambda task, look: (seen.append(task.path), inspect(task, look))[1])
     return seen
 
 
@@ -223,11 +223,11 @@ def test_one_ingest_at_a_time(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from sumizome.data import inspection, journal
+from sumizome.data import journal, verification
 from sumizome.data.ingest import ingest_to
 journal.ROWS = 4
-inspect = inspection._inspect
-inspection._inspect = lambda task, look: (time.sleep(0.05), inspect(task, look))[1]
+inspect = verification._inspect
+verification._inspect = lambda task, look: (time.sleep(0.05), inspect(task, look))[1]
 print("ready", flush=True)
 ingest_to(Path(sys.argv[2]), [Path(sys.argv[1])], workers=0)
 """
