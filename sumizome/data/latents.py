@@ -5,18 +5,21 @@ format is `shards`', their bytes come from `shard_files` or `remote_shards`. The
 only what matches a digest taken before it was written; damage is an error that names it.
 """
 
+import hashlib
 import math
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float16, Int
 
-from sumizome.data.latent_index import LatentIndex, join_indexes, load_unit_index
+from sumizome.data.index_cache import default_folder, mapped_index
+from sumizome.data.latent_index import LatentIndex, column_parts, join_parts, load_unit_index
 from sumizome.data.remote_shards import RemoteShards
 from sumizome.data.shard_cache import CacheConfig, RemoteShard, ShardCache
 from sumizome.data.shard_files import LocalShards, ShardSource
@@ -49,6 +52,15 @@ _REQUESTS = 32
 """Records asked for at once over a network."""
 _AHEAD = 2048
 """Records held that nobody has read yet: 270 MB at 1024²."""
+
+_MAPPED_FROM = 200_000
+"""samples; a smaller index is joined in memory, in less than a second"""
+
+_UNITS_AHEAD = 8
+"""units' indexes read before they are joined"""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class LatentCache:
@@ -161,21 +173,26 @@ def _convert(half: Float16[np.ndarray, "b c h w"], into: Latents) -> None:
         target[first : first + _BLOCK].copy_(numbers[first : first + _BLOCK])
 
 
-def open_latents(root: Path | str, verify: Verify = "auto", cache: CacheConfig | None = None) -> LatentCache:
+def open_latents(
+    root: Path | str, verify: Verify = "auto", cache: CacheConfig | None = None, *, index_folder: Path | None = None
+) -> LatentCache:
     """The latents that `sumizome prepare` wrote, complete and verified; `root` is a folder, or an address of a store.
 
-    `cache` says where shards of a store are kept on this machine; a folder needs none.
+    `cache` says where shards of a store are kept on this machine; a folder needs none. The joined index of a large set
+    lies in mapped files below `index_folder` (default: `index_cache.default_folder`), made once a machine and content,
+    so that a process holds next to nothing of it.
+
     Raises: ShardError if a unit is missing, or a file is damaged or foreign, before any of them is used. StoreError,
         ConfigError if a store cannot be read.
     """
     if not is_remote(root):
-        return _open_folder(Path(root), verify)
+        return _open_folder(Path(root), verify, index_folder)
     if cache is None:
         raise ConfigError(f"{root} is not on this machine; give a cache_dir")
-    return _open_store(open_store(root), verify, cache)
+    return _open_store(open_store(root), verify, cache, index_folder)
 
 
-def _open_folder(root: Path, verify: Verify) -> LatentCache:
+def _open_folder(root: Path, verify: Verify, index_folder: Path | None) -> LatentCache:
     plan = load_plan(root)
 
     def path_of(unit: int) -> Path:
@@ -186,15 +203,15 @@ def _open_folder(root: Path, verify: Verify) -> LatentCache:
         stored = sum(path.stat().st_size for path in paths if path.is_file())
         verify = "full" if stored <= _FULL_BELOW else "size"
     level: Literal["full", "size"] = verify
-    index, _ = _load_units(root, plan, lambda unit: verify_unit(root, plan, unit, level))
+    index, _ = _load_units(root, plan, lambda unit: verify_unit(root, plan, unit, level), index_folder)
     return LatentCache(root, plan, index, LocalShards(path_of, plan.remedy))
 
 
-def _open_store(store: Store, verify: Verify, config: CacheConfig) -> LatentCache:
+def _open_store(store: Store, verify: Verify, config: CacheConfig, index_folder: Path | None) -> LatentCache:
     mirror, listed = mirror_units(store, config.folder)
     try:
         plan = load_plan(mirror)
-        index, records = _load_units(mirror, plan, lambda unit: verify_unit(mirror, plan, unit, "index"))
+        index, records = _load_units(mirror, plan, lambda unit: verify_unit(mirror, plan, unit, "index"), index_folder)
     except ShardError as error:  # the copy is what the store has
         raise ShardError(str(error).replace(str(mirror), store.address)) from error
     shards = {record.unit: _remote_shard(record, listed, store, plan) for record in records}
@@ -211,12 +228,41 @@ def _open_store(store: Store, verify: Verify, config: CacheConfig) -> LatentCach
 
 
 def _load_units(
-    root: Path, plan: CachePlan, verified: Callable[[int], UnitRecord]
+    root: Path, plan: CachePlan, verified: Callable[[int], UnitRecord], index_folder: Path | None
 ) -> tuple[LatentIndex, list[UnitRecord]]:
     with ThreadPoolExecutor() as pool:  # hashing and decompression leave Python's lock
         records = list(pool.map(verified, range(plan.units)))
-        tables = list(pool.map(lambda record: load_unit_index(root, record), records))
-    return join_indexes(tables, plan.fingerprint), records
+
+        def columns() -> Iterator[dict[str, np.ndarray]]:
+            tables = _in_order(pool, lambda record: load_unit_index(root, record), records)
+            return column_parts(tables, plan.fingerprint)
+
+        if sum(record.written for record in records) < _MAPPED_FROM:
+            index = join_parts(columns())
+        else:
+            index = mapped_index(index_folder or default_folder(), _index_key(plan, records), columns)
+    return index, records
+
+
+def _index_key(plan: CachePlan, records: Sequence[UnitRecord]) -> str:
+    """Names what a joined index was made from: the fingerprint, and the SHA-256 of each unit's own index."""
+    digest = hashlib.sha256(plan.fingerprint.digest.encode())
+    for record in records:
+        digest.update(
+            next(facts["sha256"] for name, facts in record.files.items() if name.endswith(".parquet")).encode()
+        )
+    return digest.hexdigest()
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
+    """work(item) of each in order, some ahead; differs from pool.map: because that would hold all results."""
+    ahead: deque[Future[_R]] = deque()
+    for item in items:
+        ahead.append(pool.submit(work, item))
+        if len(ahead) > _UNITS_AHEAD:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
 
 
 def _remote_shard(record: UnitRecord, listed: dict[str, int], store: Store, plan: CachePlan) -> RemoteShard:

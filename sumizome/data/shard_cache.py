@@ -104,7 +104,8 @@ class ShardCache:
                 if not self._reserve(partial, shard.size, keep):
                     return False
                 self._download(store, shard, partial)
-                partial.replace(self.path(shard))
+                with self._locked("room"):  # whoever counts what is stored must not miss it between its two names
+                    partial.replace(self.path(shard))
                 return True
             except OSError as error:
                 if error.errno in _NO_ROOM:

@@ -30,6 +30,7 @@ from sumizome.train.run_dir import (
     check_base_model,
     read_run_config,
     record_run,
+    table_digest,
     trained_networks,
     trained_parameters,
 )
@@ -92,7 +93,12 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     if saved is not None:
         complaints += ranks.first(lambda: _lr_complaint(config))
         _check_origin(trainer, saved)
-    environment = {"device": str(ranks.device), "ranks": ranks.world, "strategy": parallel.strategy}
+    environment = {
+        **table_digest(config.tag_weights.table),
+        "device": str(ranks.device),
+        "ranks": ranks.world,
+        "strategy": parallel.strategy,
+    }
     ranks.first(lambda: record_run(config, {**facts, **environment}))
     ranks.first(lambda: checkpoints.mkdir(exist_ok=True))
     if saved is not None:
@@ -140,6 +146,7 @@ def _build_loader(config: TrainConfig, facts: dict[str, Any], ranks: Ranks) -> B
         validation_count=min(config.validation.count, len(cache) // _HELD_OUT_AT_MOST),
         captions=config.captions,
         tag_weights=config.tag_weights,
+        pin_memory=ranks.device.type == "cuda",
         rank=ranks.rank,
         world=ranks.world,
     )

