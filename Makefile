@@ -6,13 +6,23 @@ PYTHON ?= python3
 # uv installs in seconds what pip installs in minutes; it looks for local wheels where pip was told to.
 UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test test-slow lint emoji clean
+# What `make bench-data` runs, one JSON line a measurement.
+BENCH_DATA :=
+BENCH_DATA += benchmarks/bench_plan.py
+BENCH_DATA += benchmarks/bench_tags.py
+BENCH_DATA += benchmarks/bench_decode.py
+BENCH_DATA += benchmarks/bench_latents.py
+
+.PHONY: demo test test-slow test-faults fuzz lint emoji bench-data clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       draw a tagged set, train a tiny SDXL on it, sample, export: 10 minutes on 2 cores"
 	@echo "make test       install what tests need, check style and types, run the tests"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
+	@echo "make test-faults  kill, stop, damage and starve runs; writes docs/faults.md (hours on 2 cores)"
+	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
+	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
 $(BIN)/uv:
@@ -38,6 +48,12 @@ test: $(VENV)/.installed-test lint
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow"
 
+test-faults: $(VENV)/.installed-test
+	$(BIN)/python tests/faults/run_matrix.py --out docs/faults.md
+
+fuzz: $(VENV)/.installed-test
+	SUMIZOME_FUZZ_CASES=20000 $(BIN)/python -m pytest tests/data/test_fuzzed_parsers.py tests/data/test_tar_reader.py
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +63,10 @@ lint: $(VENV)/.installed-test
 emoji: $(VENV)/.installed
 	$(UV) --constraint constraints.txt fonttools
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/emoji.sh
+
+bench-data: $(VENV)/.installed
+	$(UV) --constraint constraints.txt --editable '.[bench]'
+	@for script in $(BENCH_DATA); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) work build dist

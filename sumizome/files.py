@@ -10,7 +10,7 @@ from typing import IO
 
 from sumizome.errors import DataError, SumizomeError
 
-__all__ = ["flush_to_disk", "give_usual_mode", "hold_lock", "sha256_of", "write_atomically"]
+__all__ = ["flush_to_disk", "give_usual_mode", "hold_lock", "sha256_of", "wait_for_lock", "write_atomically"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, failure: type[SumizomeError] = DataError) -> None:
@@ -73,3 +73,11 @@ def hold_lock(path: Path, refusal: Callable[[str], SumizomeError]) -> Iterator[I
         lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         lock.flush()
         yield lock
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Holds the lock file, after waiting for whoever else does; the kernel lets go of it however a process ends."""
+    with path.open("a+", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -5,7 +5,9 @@ import hashlib
 import os
 import shutil
 import signal
+import tarfile
 import time
+import typing
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,11 +22,13 @@ from PIL import Image
 from sumizome import prepare_unit
 from sumizome.cli.prepare import Command, as_shell, run
 from sumizome.data.buckets import BucketConfig
+from sumizome.data.byte_range import ByteRange
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.ingest import ingest_to
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import build_loader
 from sumizome.data.manifest import Manifest, load_manifest, write_manifest
+from sumizome.data.source_config import SourceConfig, SourceKind
 from sumizome.errors import ConfigError, DataError, ShardError
 from sumizome.models.vae import latent_statistics, normalise, vae_digest
 from sumizome.prepare import PrepareConfig, PrepareProgress, prepare_latents
@@ -116,7 +120,8 @@ def test_each_latent_is_the_crop_that_its_conditioning_names(
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
         with torch.no_grad():
             by_hand = vae.encode(pixels).latent_dist.mean * 0.13025
-        torch.testing.assert_close(batch.latents, by_hand, rtol=2e-3, atol=2e-5)  # float16 keeps 11 bits
+        # A level of 8 bits between the two Lanczos is 0.0013 here; float16 keeps 11 bits.
+        torch.testing.assert_close(batch.latents, by_hand, rtol=2e-3, atol=3e-3)
         crops.add((top, left))
     assert len(crops) > 3, "the crops must differ, or their conditioning was not tested"
 
@@ -205,7 +210,7 @@ def test_pictures_that_fail_now_are_rejected_by_name(
     last = finish(replace(manifest, sources=(folder,)), vae, tmp_path / "out")
     assert (last.written, last.rejected) == (COUNT - 4, 4)
     reasons = {reject["path"]: reject["reason"] for reject in rejects_of(tmp_path / "out")}
-    assert reasons == {"p02.png": "unreadable", "p05.png": "changed", "p11.png": "changed", "p13.png": "aspect"}
+    assert reasons == {"p02.png": "missing", "p05.png": "changed", "p11.png": "changed", "p13.png": "aspect"}
     assert len(open_latents(tmp_path / "out")) == COUNT - 4
 
 
@@ -457,3 +462,49 @@ def test_the_command_reports_buckets_and_rejects(command: Command, capsys: pytes
     assert made_by == as_shell(command)
     assert made_by.startswith(f"sumizome prepare {command.manifest} --model 'my model' --out ")
     assert made_by.endswith("--area 64 --step 16 --device cpu")
+
+
+def test_sources_of_every_kind_are_prepared_from_one_manifest(vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Folder, dump, sidecars, kohya, imagefolder and tars: each picture's latent is that of the plain file."""
+    rng = np.random.default_rng(5)
+
+    def picture(place: Path) -> Path:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(place)
+        return place
+
+    plain = {kind: picture(tmp_path / "plain" / f"{kind}.png") for kind in typing.get_args(SourceKind)}
+    for kind, path in plain.items():
+        (tmp_path / kind).mkdir()
+        if kind == "webdataset":
+            with tarfile.open(tmp_path / kind / "0.tar", "w") as tar:
+                tar.add(path, "d/x.png")
+        else:
+            shutil.copy(path, tmp_path / kind / "x.png")
+    (tmp_path / "booru.jsonl").write_text('{"id": "x", "tags": "a"}')
+    (tmp_path / "kohya.json").write_text('{"x": {"tags": "a"}}')
+    (tmp_path / "gallery-dl" / "x.png.json").write_text('{"tags": "a"}')
+    (tmp_path / "imagefolder" / "metadata.csv").write_text("file_name,text\nx.png,a\n")
+    records = {"booru": tmp_path / "booru.jsonl", "kohya": tmp_path / "kohya.json"}
+    sources = [SourceConfig(tmp_path / kind, kind, records.get(kind)) for kind in plain]  # type: ignore[arg-type]
+    ingest_to(tmp_path / "out" / "m.parquet", sources, workers=0)
+    mixed = load_manifest(tmp_path / "out" / "m.parquet")
+    finish(mixed, vae, tmp_path / "mixed")
+    ingest_to(tmp_path / "out" / "plain.parquet", [tmp_path / "plain"], workers=0)
+    finish(load_manifest(tmp_path / "out" / "plain.parquet"), vae, tmp_path / "alone")
+
+    def latents(folder: Path) -> dict[str, bytes]:
+        cache = open_latents(folder)
+        read = [cache.read(np.array([row])).numpy().tobytes() for row in range(len(plain))]
+        return dict(zip(cache.index.ids(np.arange(len(plain))), read, strict=True))
+
+    assert latents(tmp_path / "mixed") == latents(tmp_path / "alone")
+    assert len(latents(tmp_path / "mixed")) == 6
+    tar = tmp_path / "webdataset" / "0.tar"
+    data = bytearray(tar.read_bytes())
+    (place,) = (each for row in range(6) if isinstance(each := mixed.picture(row), ByteRange))
+    data[place.offset + 60] ^= 1
+    tar.write_bytes(data)
+    progress = finish(mixed, vae, tmp_path / "again")
+    assert progress.rejected == 1
+    assert "changed" in (tmp_path / "again" / "rejects.csv").read_text()

@@ -34,6 +34,8 @@ class Command:
     """folder of the latents, outside the picture folders; one that was begun is gone on with"""
     area: int | tuple[int, int] = 1024
     """most pixels of a canvas: the side of a square, or height and width; SDXL was trained at 1024²"""
+    areas: tuple[int, ...] = ()
+    """area classes in place of --area, such as 512 768 1024: a picture goes to the largest it fills, not enlarged"""
     step: int = 64
     """sides are multiples of this, px; 16 for a tiny model"""
     min_side: int = 0

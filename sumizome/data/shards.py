@@ -86,7 +86,7 @@ class Fingerprint:
     crop: str
     crop_seed: int
     resize: str
-    """`buckets.RESIZE_VERSION`."""
+    """`canvas.RESIZE_VERSION`."""
     manifest_digest: str
 
     @property
@@ -264,8 +264,10 @@ def crc32(record: Float16[np.ndarray, "..."]) -> int:
 # ── Verifying ──
 
 
-def verify_unit(root: Path, plan: CachePlan, unit: int, verify: Literal["full", "size"] = "full") -> UnitRecord:
-    """The unit's record, once its files are found to be what the record says.
+def verify_unit(
+    root: Path, plan: CachePlan, unit: int, verify: Literal["full", "size", "index"] = "full"
+) -> UnitRecord:
+    """The unit's record, once its files are found to be what the record says; "index" leaves its latents out.
 
     Raises: ShardError naming the file that is missing, damaged or foreign.
     """
@@ -282,6 +284,8 @@ def verify_unit(root: Path, plan: CachePlan, unit: int, verify: Literal["full", 
             f"{planned} planned; {plan.remedy}"
         )
     for path in data_paths:
+        if verify == "index" and path.suffix != ".parquet":
+            continue
         if not path.is_file():
             raise ShardError(f"{path} is missing; {plan.remedy}")
         if (found := path.stat().st_size) != record.files[path.name]["bytes"]:

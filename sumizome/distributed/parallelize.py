@@ -159,9 +159,14 @@ def _mesh(strategy: Strategy, config: ParallelConfig, ranks: Ranks) -> DeviceMes
 
 
 def _shard(network: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) -> FSDPModule:
+    original = type(network)
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    return fully_shard(network, mesh=mesh)
+    sharded = fully_shard(network, mesh=mesh)
+    # FSDP2 makes a class that extends the network's. transformers looks up by a class's name what it can record, such
+    # as hidden states, so the new class keeps that name.
+    type(network).__module__, type(network).__qualname__ = original.__module__, original.__qualname__
+    return sharded
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 
 from sumizome.data.latents import open_latents
 from sumizome.data.loader import BatchLoader, build_loader
+from sumizome.data.shard_cache import CacheConfig
+from sumizome.data.store import is_remote
 from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.distributed.parallelize import Parallel, parallelize, resolve_strategy
@@ -21,6 +23,7 @@ from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, remove_unfinished
 from sumizome.train.config import TrainConfig
 from sumizome.train.ema import Ema
+from sumizome.train.mirror import CheckpointMirror
 from sumizome.train.observers import build_observers
 from sumizome.train.offload import offload
 from sumizome.train.optim import build_optimizer
@@ -30,6 +33,7 @@ from sumizome.train.run_dir import (
     check_base_model,
     read_run_config,
     record_run,
+    table_digest,
     trained_networks,
     trained_parameters,
 )
@@ -52,7 +56,8 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     """
     ranks = ranks or Ranks()
     # Absolute, so that the recorded config means the same from any directory.
-    config = replace(config, model=config.model.resolve(), latents=config.latents.resolve())
+    latents = config.latents if is_remote(config.latents) else config.latents.resolve()
+    config = replace(config, model=config.model.resolve(), latents=latents)
     _check_memory_savers(config, resolve_strategy(config.parallel, ranks))  # before anything is loaded
     precision = build_precision(config.precision, ranks.device)
     schedule = build_noise_schedule(config.schedule)
@@ -62,6 +67,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     objective = Objective(schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type))
     checkpoints = config.run_dir / "checkpoints"
+    mirror = CheckpointMirror(config.checkpoint.mirror, config.checkpoint.keep) if config.checkpoint.mirror else None
     trainer = Trainer(
         config=config,
         model=model,
@@ -70,7 +76,13 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
         parameters=parameters,
         optimizer=build_optimizer(config.optim, parameters, config.seed),
         ema=Ema(config.ema, parameters),
-        saver=Saver(checkpoints, ranks, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous),
+        saver=Saver(
+            checkpoints,
+            ranks,
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.asynchronous,
+            mirror=mirror,
+        ),
         facts=facts,
         ranks=ranks,
         parallel=parallel,
@@ -78,12 +90,18 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
         observers=build_observers(config, model, objective, loader, precision, parallel, ranks),
     )
     ranks.first(lambda: remove_unfinished(checkpoints))
+    complaints = ranks.first(lambda: mirror.bring_back(checkpoints)) if mirror else []
     saved, damages = latest_checkpoint(checkpoints, ranks=ranks)
-    complaints = [f"{damage}; going on from the checkpoint before it" for damage in damages]
+    complaints += [f"{damage}; going on from the checkpoint before it" for damage in damages]
     if saved is not None:
         complaints += ranks.first(lambda: _lr_complaint(config))
         _check_origin(trainer, saved)
-    environment = {"device": str(ranks.device), "ranks": ranks.world, "strategy": parallel.strategy}
+    environment = {
+        **table_digest(config.tag_weights.table),
+        "device": str(ranks.device),
+        "ranks": ranks.world,
+        "strategy": parallel.strategy,
+    }
     ranks.first(lambda: record_run(config, {**facts, **environment}))
     ranks.first(lambda: checkpoints.mkdir(exist_ok=True))
     if saved is not None:
@@ -141,7 +159,8 @@ def _build_model(config: TrainConfig, ranks: Ranks, precision: Precision) -> tup
 
 def _build_loader(config: TrainConfig, facts: dict[str, Any], ranks: Ranks) -> BatchLoader:
     """The loader of the run's latents, which must be those of this model's VAE."""
-    cache = open_latents(config.latents)
+    here = CacheConfig(config.cache_dir.expanduser(), round(config.cache_size * 1e9))
+    cache = open_latents(config.latents, cache=here)
     cache.require(vae_digest=facts["base_model"]["vae"])
     return build_loader(
         cache,
@@ -151,6 +170,7 @@ def _build_loader(config: TrainConfig, facts: dict[str, Any], ranks: Ranks) -> B
         validation_count=min(config.validation.count, len(cache) // _HELD_OUT_AT_MOST),
         captions=config.captions,
         tag_weights=config.tag_weights,
+        pin_memory=ranks.device.type == "cuda",
         rank=ranks.rank,
         world=ranks.world,
     )

@@ -90,6 +90,8 @@ class SavedCheckpoint:
         """
         from torch.distributed import checkpoint as dcp
 
+        if not tensors:
+            return
         shapes = self.shapes(part)
         wrong = [name for name, tensor in tensors.items() if shapes.get(name, (None,))[0] != tensor.size()]
         if wrong:

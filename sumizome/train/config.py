@@ -64,6 +64,9 @@ class CheckpointConfig:
     """Checkpoints kept; the newest two that verify always are."""
     asynchronous: bool = True
     """Write in the background: training waits for a copy to main memory alone. Needs that memory once."""
+    mirror: str = ""
+    """s3://bucket/prefix, or a folder of another disk: each checkpoint is put there too, once it is whole here. A run
+    directory without any goes on from the newest there."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep < 0:
@@ -77,7 +80,7 @@ class TrainConfig:
     model: Path
     """Base model: a diffusers SDXL folder or a single safetensors file. It is only read."""
     latents: Path
-    """Latent shards, as `sumizome prepare` wrote them with this model's VAE."""
+    """Latent shards, as `sumizome prepare` wrote them with this model's VAE: a folder, or s3://bucket/prefix."""
     run_dir: Path
     """Where the run lives. One that holds checkpoints is continued; the same command resumes."""
     steps: int = 1000
@@ -105,6 +108,10 @@ class TrainConfig:
     """"auto" takes a CUDA device when there is one; else as torch names it: cpu, cuda, cuda:1."""
     log_every: int = 10
     """Steps averaged into one record of metrics.jsonl."""
+    cache_dir: Path = Path("~/.cache/sumizome")
+    """Where shards of latents on S3 are kept on this machine; all processes of a machine may share it."""
+    cache_size: float = 100.0
+    """GB (10⁹ bytes) of them at most. What has no room is read record by record; 0 = everything is."""
     tensorboard: bool = True
     """Write TensorBoard events below run_dir/tensorboard."""
     log_samples: bool = False
@@ -131,6 +138,8 @@ class TrainConfig:
             )
         if self.offload_text_encoders and self.optim.text_encoder_lr > 0:
             raise ConfigError("offload_text_encoders needs frozen ones; set optim.text_encoder_lr to 0")
+        if self.cache_size < 0:
+            raise ConfigError(f"cache_size is {self.cache_size}; give 0 or more GB")
         top = self.schedule.num_timesteps - 1
         if self.validation.every and not self.validation.timesteps:
             raise ConfigError("validation.timesteps is empty; name some, or set validation.every to 0")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from sumizome.distributed.parallelize import local
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError
 from sumizome.train.checkpoint import PARTS, Checkpoint, prune_checkpoints, verify_checkpoint, write_checkpoint
+from sumizome.train.mirror import CheckpointMirror
 
 __all__ = ["Saver"]
 
@@ -28,8 +30,19 @@ _FAILURES_AT_MOST = 3
 class Saver:
     """Writes the checkpoints of a run below `directory`. Its methods are collective."""
 
-    def __init__(self, directory: Path, ranks: Ranks, *, keep: int, asynchronous: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ranks: Ranks,
+        *,
+        keep: int,
+        asynchronous: bool = True,
+        mirror: CheckpointMirror | None = None,
+    ) -> None:
         self.directory, self.ranks, self.keep, self.asynchronous = directory, ranks, keep, asynchronous
+        self.mirror = mirror
+        self.complaints: list[str] = []
+        """What went wrong beside the checkpoint itself, for the user; whoever shows it empties it."""
         self.stall = 0.0
         """Seconds that the last save kept training waiting."""
         self.saved_step: int | None = None
@@ -37,8 +50,17 @@ class Saver:
         self._buffers: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[Path] | None = None
+        self._reserving: Future[Any] | None = None
         self._verified: list[Path] = []
         self._failures = 0
+
+    def reserve(self, state: Checkpoint) -> None:
+        """Makes the memory for such a state ready while training goes on: the first save then waits no longer than any.
+
+        Nothing that is copied now is used: it may change meanwhile.
+        """
+        if self.asynchronous:
+            self._reserving = self._thread.submit(lambda: [self._copied(part, getattr(state, part)) for part in PARTS])
 
     def save(self, state: Checkpoint) -> None:
         """Starts to save the state, which may change as soon as this returns.
@@ -47,6 +69,9 @@ class Saver:
         """
         started = time.perf_counter()
         self.settle()
+        if self._reserving is not None:
+            self._reserving.result()
+            self._reserving = None
         share = replace(state, **{part: self._copied(part, getattr(state, part)) for part in PARTS})
         self._under_way = self._thread.submit(self._write, share)
         if not self.asynchronous:
@@ -91,6 +116,8 @@ class Saver:
         (problem, *_) = self.ranks.gather(problem, self.ranks.saving)
         if problem is not None:
             raise CheckpointError(problem)
+        if self.mirror is not None:
+            self.complaints += self.mirror.put(path, self.ranks)
         return path
 
     def _forget_old(self, newest: Path) -> str | None:

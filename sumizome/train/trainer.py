@@ -86,6 +86,7 @@ class Trainer:
         self._sample_log: SampleLog | None = None
         self._agreed = Asked()
         self._save_failed = False
+        self._reserved = False
 
     def steps(self) -> Iterator[StepReport]:
         """Trains up to `config.steps`, yielding after each step; close the generator, or ask it, to stop after a step.
@@ -241,13 +242,16 @@ class Trainer:
         return tuple(notes)
 
     def _save_if_due(self) -> list[str]:
-        notes = []
+        notes, self.saver.complaints = self.saver.complaints, []
         if self._save_failed:
             problem = self.saver.settle()
             notes += [f"{problem}; training goes on, the next save is due as before"] if problem else []
         if self._agreed.save or _due(self.steps_done, self.config.checkpoint.every, self.config.steps):
-            self._save()
+            self.saver.save(self.state())
             notes.append("checkpoint")
+        elif self.config.checkpoint.every and not self._reserved:
+            self.saver.reserve(self.state())
+        self._reserved = True
         return notes
 
     def _log(self, metrics: Any) -> list[str]:
@@ -266,22 +270,21 @@ class Trainer:
         self._pace.forget()
         return [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
 
-    def _save(self) -> None:
-        """Starts to save the present state."""
-        state = Checkpoint(
+    def state(self) -> Checkpoint:
+        """The state after the last finished step: the very tensors that training goes on to change."""
+        return Checkpoint(
             step=self.steps_done,
             weights=self.parameters,
             ema=self.ema.average,
             optimizer=optimizer_tensors(self.optimizer, self.parameters),
             facts=self.facts,
         )
-        self.saver.save(state)
 
     def _save_for_good(self) -> None:
         """The last finished step is on disk when this returns."""
         self.saver.settle()
         if self.steps_done and self.saver.saved_step != self.steps_done:
-            self._save()
+            self.saver.save(self.state())
             self.saver.finish()
 
     @contextlib.contextmanager

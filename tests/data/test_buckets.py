@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from sumizome.data.buckets import (
     BucketConfig,
     assign_buckets,
+    bucket_classes,
     bucket_report,
     bucket_table,
     cover_sizes,
     crop_geometry,
-    resize_and_crop,
 )
 from sumizome.errors import ConfigError
 
@@ -145,27 +144,6 @@ def test_the_canvas_lies_inside_the_resized_picture_and_touches_two_sides(
     assert (np.abs(made.resized - pictures * scale) <= 0.5 + 1e-6).all()
 
 
-@pytest.mark.parametrize("crop", ["random", "center"])
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (211, 407), (97, 61), (640, 640), (130, 1000)])
-def test_the_numbers_are_the_crop_that_was_made(size: tuple[int, int], crop: str) -> None:
-    """Each pixel of the picture holds its own place; the canvas must hold the places that the geometry names."""
-    h, w = size
-    rows, columns = np.mgrid[0:h, 0:w].astype(np.float32)
-    table = bucket_table(BucketConfig(area=128, step=16))
-    target = table[assign_buckets(sizes(size), table).bucket]
-    made = crop_geometry(sizes(size), target, ["a"], crop=crop, crop_seed=1)
-    resized, offset, target = (tuple(x[0].tolist()) for x in (made.resized, made.offset, made.target))
-    seen = [np.asarray(resize_and_crop(Image.fromarray(plane), resized, offset, target)) for plane in (rows, columns)]
-    for axis in (0, 1):
-        assert seen[axis].shape == target
-        canvas_pixel = np.arange(target[axis])
-        # Pixel centres: place p of the canvas is place p + offset of the resized picture.
-        expected = (canvas_pixel + offset[axis] + 0.5) * size[axis] / resized[axis] - 0.5
-        line = seen[axis].mean(axis=1 - axis)
-        inside = slice(4, -4)  # Lanczos leans on the border pixels near the border
-        np.testing.assert_allclose(line[inside], expected[inside], atol=0.06)
-
-
 def test_random_crops_are_uniform_seeded_and_per_picture() -> None:
     ids = [f"picture {i}" for i in range(4000)]
     pictures, targets = np.tile(sizes((64, 72)), (4000, 1)), np.tile(sizes((64, 64)), (4000, 1))
@@ -216,3 +194,50 @@ def test_a_picture_s_bucket_does_not_depend_on_its_neighbours() -> None:
     whole = assign_buckets(many, table)
     for i in (0, 17, len(many) - 1):
         assert assign_buckets(many[i : i + 1], table).bucket[0] == whole.bucket[i]
+
+
+# ── Area classes ──
+
+AREAS = BucketConfig(areas=(512, 768, 1024))
+
+
+def test_area_classes_are_the_tables_of_their_areas_one_behind_the_other() -> None:
+    table = bucket_table(AREAS)
+    parts = [bucket_table(BucketConfig(area=side)) for side in (512, 768, 1024)]
+    assert table.tolist() == np.concatenate(parts).tolist()
+    assert bucket_classes(table).tolist() == np.repeat([0, 1, 2], [len(part) for part in parts]).tolist()
+    assert not bucket_classes(parts[2]).any()
+
+
+def test_a_canvas_of_two_classes_belongs_to_the_smaller() -> None:
+    table = bucket_table(BucketConfig(areas=(768, 1024), max_side=1024))
+    assert len(np.unique(table, axis=0)) == len(table)
+    assert bucket_classes(table).max() == 1
+    with pytest.raises(ConfigError, match="rising"):
+        bucket_table(BucketConfig(areas=(1024, 512)))
+    with pytest.raises(ConfigError, match="no canvas that a smaller class lacks"):
+        bucket_table(BucketConfig(areas=(512, 513)))
+
+
+@given(st.lists(st.tuples(st.integers(16, 5000), st.integers(16, 5000)), min_size=1, max_size=40))
+def test_a_picture_goes_to_the_largest_class_that_it_fills(pictures: list[tuple[int, int]]) -> None:
+    sizes, table = np.array(pictures), bucket_table(AREAS)
+    classes = bucket_classes(table)
+    found = assign_buckets(sizes, table)
+    for size, bucket, error in zip(sizes, found.bucket.tolist(), found.aspect_error.tolist(), strict=True):
+        expected = None
+        for area_class in (2, 1, 0):
+            part = np.flatnonzero(classes == area_class)
+            nearest = assign_buckets(size[None], table[part])
+            target = table[part][nearest.bucket]
+            if area_class == 0 or (cover_sizes(size[None], target) <= size).all():
+                expected = part[nearest.bucket[0]], nearest.aspect_error[0]
+                break
+        assert (bucket, error) == expected
+
+
+def test_only_what_fills_no_class_is_enlarged_and_it_is_counted() -> None:
+    sizes = np.array([[2000, 2000], [800, 800], [767, 767], [512, 512], [511, 511], [1024, 1023]])
+    table = bucket_table(AREAS)
+    assert bucket_classes(table)[assign_buckets(sizes, table).bucket].tolist() == [2, 1, 0, 0, 0, 1]
+    assert bucket_report(sizes, table).upscaled.sum() == 1
