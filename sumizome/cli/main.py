@@ -21,6 +21,7 @@ COMMANDS = {
     "ingest": "read folders of tagged pictures, decode each one, write a manifest",
     "tags": "show a manifest's tags by category and frequency, and write their loss weights as a table",
     "prepare": "encode the manifest's pictures into latent shards, by aspect-ratio bucket",
+    "latents stats": "measure the mean and deviation of each latent channel, as TOML that training takes",
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",
     "export": "write a trained model as a diffusers folder or one safetensors file",

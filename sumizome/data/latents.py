@@ -5,6 +5,8 @@ The invariant: `LatentCache.read` returns only what matches a digest taken befor
 that names it.
 """
 
+import copy
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +28,7 @@ from sumizome.data.shards import (
     unit_paths,
     verify_unit,
 )
-from sumizome.errors import ShardError
+from sumizome.errors import ConfigError, ShardError
 from sumizome.shapes import Latents
 
 __all__ = ["LatentCache", "Verify", "open_latents"]
@@ -81,8 +83,23 @@ class LatentCache:
         return torch.from_numpy(np.concatenate([self._read_record(name, row) for row in rows.tolist()])).float()
 
     def normalise(self, raw: Latents) -> Latents:
-        """Raw latents as the U-Net sees them: (raw − mean) / std of the VAE that made them."""
+        """Raw latents as the U-Net sees them: (raw − mean) / std, those of the VAE that made them if not told."""
         return (raw - self._mean) / self._std
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "LatentCache":
+        """The same latents, normalised by other statistics than their VAE states: `latent_statistics`.
+
+        Raises: ConfigError unless there is one of each for every channel.
+        """
+        if not len(mean) == len(std) == len(self._mean):
+            raise ConfigError(
+                f"latent_statistics has {len(mean)} means and {len(std)} deviations; {self.root} has "
+                f"{len(self._mean)} channels"
+            )
+        other = copy.copy(self)
+        other._mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+        other._std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+        return other
 
     def _read_record(self, name: str, row: int) -> Float16[np.ndarray, "1 c h w"]:
         unit, place = int(self.index.unit[row]), int(self.index.row[row])

@@ -14,8 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config
+from sumizome.models.key_map import native_name
 
-__all__ = ["build_network", "fill_network", "native_name", "native_state"]
+__all__ = ["build_network", "fill_network", "native_state"]
 
 
 def build_network(name: str, config: Config, device: torch.device | str = "cpu") -> nn.Module:
@@ -35,11 +36,6 @@ def build_network(name: str, config: Config, device: torch.device | str = "cpu")
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"the configuration of {name} is not one of SDXL's architecture: {reason}.") from error
-
-
-def native_name(name: str) -> str:
-    """A tensor's name without "text_model.", which transformers 4 puts before a text encoder's names and 5 does not."""
-    return name.removeprefix("text_model.")
 
 
 def native_state(network: nn.Module) -> dict[str, Tensor]:

@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from sumizome import __version__
+from sumizome.data.latent_statistics import stated_statistics
 from sumizome.errors import CheckpointError, ConfigError
 from sumizome.files import hold_lock, write_atomically
 from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.models.vae import model_digest, vae_digest
+from sumizome.models.vae import apply_latent_statistics, model_digest, vae_digest
 from sumizome.settings import as_mapping, read_toml, to_toml
 from sumizome.train.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints
 from sumizome.train.config import TrainConfig
@@ -176,6 +177,9 @@ def load_trained_model(
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
     trained = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    statistics = stated_statistics(config.latent_statistics)
+    if statistics and trained.vae is not None:
+        apply_latent_statistics(trained.vae, *statistics)
     return trained, checkpoint.step
 
 
