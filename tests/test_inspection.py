@@ -148,7 +148,11 @@ def test_a_sidecar_is_read_for_its_words_and_its_comments_are_not(
     sidecar.write_text("model:\n  target: sgm.modules.denoiser_scaling.VScaling\n")
     findings = inspect_model(path)
     assert findings.sidecar == sidecar and programs(findings)["A1111 1.10.1"] == ("v_prediction", False)
-    assert verdict_of(findings, "m.yaml") == "contradicts"
+    assert verdict_of(findings, "m.yaml") == "decides"  # nothing that is believed more says anything
+    loaded = load_model(path, components=())
+    assert loaded.prediction_type == findings.prediction_type == "v_prediction"
+    stated = write_sparse(path, small_shapes, metadata={"prediction_type": "epsilon"})
+    assert verdict_of(inspect_model(stated), "m.yaml") == "contradicts"
 
 
 # --- our own exports -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sumizome.errors import ModelError
+from sumizome.errors import ExportError, ModelError
 from sumizome.models.architecture import Config
 from sumizome.models.expected import expected_original, expected_shapes
 from sumizome.models.folder_files import read_json, weight_files, weights_path

@@ -70,10 +70,13 @@ def fill_network(
                 f"{source}: {key} has shape {tuple(tensor.shape)}, expected {shapes[key]}. "
                 "It is no SDXL model, or one whose architecture was changed."
             )
+        elif not tensor.is_floating_point():
+            raise ModelError(
+                f"{source}: {key} holds whole numbers ({tensor.dtype}), expected weights. Use another copy."
+            )
         else:
-            cast = dtype if tensor.is_floating_point() else tensor.dtype
             # A copy always: the tensor may map the file, which somebody may write to while the model trains.
-            _assign(network, place, tensor.to(device, cast, copy=True).contiguous())
+            _assign(network, place, tensor.to(device, dtype, copy=True).contiguous())
     if places or foreign:
         problem = f"lacks {_some(places)}" if places else f"has tensors that SDXL does not: {_some(foreign)}"
         raise ModelError(f"{source} {problem}. Use a complete SDXL model.")
@@ -84,7 +87,7 @@ def _assign(network: nn.Module, place: str, tensor: Tensor) -> None:
     owner, _, leaf = place.rpartition(".")
     module = network.get_submodule(owner)
     if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        module._parameters[leaf] = nn.Parameter(tensor)
     else:
         module._buffers[leaf] = tensor
 

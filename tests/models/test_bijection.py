@@ -52,9 +52,7 @@ def unets(draw: st.DrawFn) -> tuple[str, Config]:
     widths = tuple(draw(st.sampled_from([32, 64, 96])) for _ in range(levels))
     layers = draw(st.integers(1, 3))
     sizes = {"cross_attention_dim": draw(st.sampled_from([8, 24])), "pooled_dim": draw(st.sampled_from([8, 16]))}
-    config = unet_config(
-        block_out_channels=widths, transformer_layers=tuple(depths), layers_per_block=layers, **sizes
-    )
+    config = unet_config(block_out_channels=widths, transformer_layers=tuple(depths), layers_per_block=layers, **sizes)
     return "unet", config
 
 
