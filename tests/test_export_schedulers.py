@@ -127,7 +127,8 @@ def test_heun_is_theirs_too_but_for_the_step_from_pure_noise(
     monkeypatch.setattr(samplers, "HEUN_SIGMA_MAX", float("inf"))
     monkeypatch.setattr(NoiseSchedule, "timestep_of", lambda _, sigma: _nearest(table, sigma))
     expected = ours(model, noise, "heun", sigmas, 1.0)
-    assert (found - expected).abs().max() < 5e-5 * expected.abs().max()
+    # 2e-3: theirs subtracts numbers of the size of sigma 4096 in float32.
+    assert (found - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
 def _nearest(table: NoiseSchedule, sigma: Tensor) -> Tensor:

@@ -268,7 +268,8 @@ TABLE = {
     "bf16, old VAE layers": Expected(bfloat_with_old_vae, V, True, dtype="BF16"),
     "without VAE": Expected(without_vae, V, True, problems=("has no vae",), lacks=("vae",)),
     "without encoders": Expected(
-        without_encoders, V, True, layout="unet", problems=(), lacks=("text_encoders",)
+        without_encoders, V, True, layout="unet", problems=("has no text_encoder", "has no text_encoder_2"),
+        lacks=("text_encoders",),
     ),
     "U-Net alone": Expected(unet_alone, V, True, layout="unet", lacks=("vae", "text_encoders")),
     "EDM": Expected(edm, "EDM", False, problems=("EDM",), lacks=("unet",), comfyui_is_right=True),
