@@ -22,7 +22,7 @@ from sumizome.diffusion.schedule import NoiseSchedule, build_noise_schedule
 from sumizome.diffusion.sigmas import build_sigmas
 from sumizome.export import write_diffusers_folder
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
-from sumizome.models.sdxl import SDXLModel
+from sumizome.models.sdxl import SDXLModel, model_digest
 from sumizome.models.text_encoding import encode_prompts, tokenize
 from sumizome.models.tiny import build_tiny_model
 
@@ -158,7 +158,7 @@ def test_every_other_scheduler_comes_to_the_same_picture(
 def test_a_pipeline_from_the_single_file_and_the_folder_as_config_is_the_folders(
     model: SDXLModel, pipeline: StableDiffusionXLPipeline, folder: Path, noise: Tensor, tmp_path: Path
 ) -> None:
-    """`from_single_file(file, config=folder)`, offline: every network and the scheduler, to the same latents."""
+    """`from_single_file(file, config=folder)`, offline: every network and the scheduler, to the same pixels."""
     from sumizome.export import write_single_file
 
     file = write_single_file(model, tmp_path / "model.safetensors")
@@ -167,7 +167,9 @@ def test_a_pipeline_from_the_single_file_and_the_folder_as_config_is_the_folders
     assert single.scheduler.config.prediction_type == "v_prediction"
     assert single.scheduler.config.rescale_betas_zero_snr and single.scheduler.config.timestep_spacing == "trailing"
     asked = {"height": CANVAS[0], "width": CANVAS[1], "num_inference_steps": 4, "output_type": "pt"}
-    expected = theirs(pipeline, folder, noise, "EulerDiscreteScheduler", 4, 1.0)
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    for name, network in model.networks().items():
+        assert model_digest(getattr(single, name)) == model_digest(network), name
     found = single(PROMPT, negative_prompt="", latents=noise.clone(), guidance_scale=1.0, **asked).images
     again = pipeline(PROMPT, negative_prompt="", latents=noise.clone(), guidance_scale=1.0, **asked).images
-    assert torch.equal(found, again) and expected.isfinite().all()
+    assert (found - again).abs().max() < 1e-4

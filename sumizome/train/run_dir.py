@@ -168,8 +168,9 @@ def load_trained_model(
     frozen = {name: digest for name, digest in base_digests(model).items() if name != "unet"}
     if config.optim.text_encoder_lr > 0:
         del frozen["text_encoders"]
-    if load_options.get("dtype", torch.float32) == torch.float32:  # digests are of float32 weights
-        check_base_model(run_dir, checkpoint, frozen)
+    if load_options.get("dtype", torch.float32) != torch.float32:
+        frozen.pop("text_encoders", None)  # digests are of float32 weights, which the VAE always has
+    check_base_model(run_dir, checkpoint, frozen)
     tensors = checkpoint.ema if weights == "ema" else checkpoint.weights
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     if set(parameters) != set(tensors):
