@@ -35,8 +35,9 @@ def _with_header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], N
 
 def _overlap(header: dict[str, Any]) -> None:
     """A tensor placed on its neighbour: two names for the same bytes."""
-    names = [name for name in header if name != "__metadata__" and header[name]["shape"]]
-    first, second = (entry for entry in sorted((header[n] for n in names), key=lambda e: e["data_offsets"])[1:3])
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    filled = sorted((e for e in entries if e["shape"] != [0]), key=lambda entry: entry["data_offsets"])
+    first, second = filled[1:3]
     size = second["data_offsets"][1] - second["data_offsets"][0]
     second["data_offsets"] = [first["data_offsets"][0], first["data_offsets"][0] + size]
 
