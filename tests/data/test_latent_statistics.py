@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from sumizome.cli.main import main
+from sumizome.data.buckets import BucketConfig
+from sumizome.data.ingest import ingest
 from sumizome.data.latent_statistics import (
     LATENT_PRESETS,
     LatentStatisticsConfig,
@@ -14,12 +16,19 @@ from sumizome.data.latent_statistics import (
 )
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.errors import ConfigError, ShardError
+from sumizome.models.sdxl import SDXLModel
+from sumizome.prepare import PrepareConfig, prepare_latents
 from sumizome.settings import parse, read_toml
 
 
 @pytest.fixture(scope="module")
-def cache(tiny_latents: Path) -> LatentCache:
-    return open_latents(tiny_latents)
+def cache(tagged_folder: Path, tiny: SDXLModel, tmp_path_factory: pytest.TempPathFactory) -> LatentCache:
+    """Forty pictures in three buckets, in two units."""
+    out = tmp_path_factory.mktemp("statistics") / "latents"
+    manifest = ingest([tagged_folder], workers=0).manifest
+    for _ in prepare_latents(manifest, tiny.vae, out, PrepareConfig(BucketConfig(area=64, step=16), unit_size=25)):
+        pass
+    return open_latents(out)
 
 
 def every_latent(cache: LatentCache) -> list[np.ndarray]:
@@ -67,11 +76,11 @@ def test_groups_are_measured_alone(cache: LatentCache, by: str) -> None:
 
 
 def test_the_command_prints_toml_that_training_takes(
-    tiny_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: LatentCache
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: LatentCache
 ) -> None:
     from sumizome.train.config import TrainConfig
 
-    assert main(["latents", "stats", str(tiny_latents), "--by", "tag", "--top", "2"]) == 0
+    assert main(["latents", "stats", str(cache.root), "--by", "tag", "--top", "2"]) == 0
     text = capsys.readouterr().out
     assert "# by tag:" in text and "novelai_v3" in text and "more (--top)" in text
     stats, run = tmp_path / "stats.toml", tmp_path / "run.toml"
