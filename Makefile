@@ -6,13 +6,17 @@ PYTHON ?= python3
 # uv installs in seconds what pip installs in minutes; it looks for local wheels where pip was told to.
 UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test test-slow lint emoji clean
+# What `make bench-data` runs, one JSON line a measurement.
+BENCH_DATA := benchmarks/bench_decode.py
+
+.PHONY: demo test test-slow lint emoji bench-data clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       draw a tagged set, train a tiny SDXL on it, sample, export: 10 minutes on 2 cores"
 	@echo "make test       install what tests need, check style and types, run the tests"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
+	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
 $(BIN)/uv:
@@ -47,6 +51,10 @@ lint: $(VENV)/.installed-test
 emoji: $(VENV)/.installed
 	$(UV) --constraint constraints.txt fonttools
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/emoji.sh
+
+bench-data: $(VENV)/.installed
+	$(UV) --constraint constraints.txt --editable '.[bench]'
+	for script in $(BENCH_DATA); do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) work build dist

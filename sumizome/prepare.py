@@ -6,7 +6,6 @@ and started again leaves the same bytes as one that was not. A unit of about 2 0
 """
 
 import contextlib
-import csv
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -17,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 from diffusers import AutoencoderKL
 
-from sumizome.data.buckets import RESIZE_VERSION, BucketConfig, Canvases, bucket_table
+from sumizome.data.buckets import BucketConfig, Canvases, bucket_table
+from sumizome.data.canvas import RESIZE_VERSION
 from sumizome.data.ingest import available_cores
 from sumizome.data.manifest import Manifest
+from sumizome.data.reject_table import write_rejects
 from sumizome.data.shards import (
     CachePlan,
     Fingerprint,
@@ -33,7 +34,7 @@ from sumizome.data.shards import (
 )
 from sumizome.data.sources import Reject
 from sumizome.errors import ConfigError, DataError, ShardError
-from sumizome.files import hold_lock, write_atomically
+from sumizome.files import hold_lock
 from sumizome.models.vae import latent_statistics, vae_digest, vae_factor
 from sumizome.prepare_unit import Outcome, Unit, encode_unit, frame_unit
 
@@ -114,7 +115,8 @@ def prepare_latents(
                         yield progress
                     _check_failures(unit, outcomes, config.max_failures, command)
                     records[number] = _commit(out, plan, number, unit, outcomes)
-        _write_rejects(out / "rejects.csv", manifest, records.values())
+        rejects = (each for _, record in sorted(records.items()) for each in record.rejects)
+        write_rejects(out / "rejects.csv", rejects, manifest.sources)
     if progress.written == 0:
         raise DataError(
             f"none of the {len(manifest)} pictures could be prepared; {out / 'rejects.csv'} says why of each"
@@ -224,23 +226,6 @@ def _survey(out: Path, plan: CachePlan) -> tuple[dict[int, UnitRecord], PrepareP
     written = sum(record.written for record in records.values())
     rejected = sum(len(record.rejects) for record in records.values())
     return records, PrepareProgress(plan.images, written, rejected, written + rejected, tuple(notes))
-
-
-def _write_rejects(path: Path, manifest: Manifest, records: Iterable[UnitRecord]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["source", "path", "reason", "sentence"])
-            for record in sorted(records, key=lambda record: record.unit):
-                for source, *texts in record.rejects:
-                    writer.writerow([_cell(text) for text in (str(manifest.sources[source]), *texts)])
-
-    write_atomically(path, write)
-
-
-def _cell(text: str) -> str:
-    """A spreadsheet runs a cell that begins like a formula; a leading apostrophe makes it text."""
-    return ("'" if text[:1] in tuple("=+-@\t\r") else "") + text
 
 
 # ── The end of a unit ──

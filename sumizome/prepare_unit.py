@@ -23,9 +23,9 @@ from sumizome.data.buckets import (
     Sizes,
     assign_buckets,
     crop_geometry,
-    resize_and_crop,
 )
-from sumizome.data.images import ImageRejected, open_image
+from sumizome.data.canvas import Canvas, Frame, load_canvas
+from sumizome.data.images import ImageRejected
 from sumizome.data.manifest import Manifest
 from sumizome.data.shards import latent_fault
 from sumizome.data.sources import Reject
@@ -36,9 +36,6 @@ __all__ = ["Outcome", "Unit", "encode_unit", "frame_unit", "picture_sizes"]
 
 _BATCHES_AHEAD = 2
 """Batches that are decoded, or being decoded, while the VAE works."""
-
-Canvas: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
-"""A picture in its bucket: [H, W, 3], RGB."""
 
 Outcome: TypeAlias = Float16[np.ndarray, "_ _ _"] | Reject
 """What became of a picture: its raw latent [c, h, w], or why there is none."""
@@ -121,14 +118,12 @@ def _fit(unit: Unit, entry: int) -> Canvas | Reject:
     """The canvas of one picture, or why there is none."""
     geometry = unit.geometry
     path, sha256 = unit.manifest.image_path(unit.rows[entry]), unit.pictures["sha256"][entry].as_py()
+    pairs = (geometry.original, geometry.resized, geometry.offset, geometry.target)
+    frame = Frame(*(_pair(each, entry) for each in pairs))
     try:
-        image = open_image(path, unit.manifest.background, sha256=sha256)
+        return load_canvas(path, frame, unit.manifest.background, sha256=sha256)
     except ImageRejected as rejected:
         return unit.reject(entry, rejected.reason, str(rejected))
-    if (found := image.size[::-1]) != (expected := _pair(geometry.original, entry)):
-        return unit.reject(entry, "changed", f"expected {expected} px, as in the manifest, found {found}.")
-    resized, offset, target = (_pair(each, entry) for each in (geometry.resized, geometry.offset, geometry.target))
-    return np.asarray(resize_and_crop(image, resized, offset, target))
 
 
 def _pair(pairs: Int[np.ndarray, "n 2"], entry: int) -> tuple[int, int]:

@@ -116,7 +116,8 @@ def test_each_latent_is_the_crop_that_its_conditioning_names(
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
         with torch.no_grad():
             by_hand = vae.encode(pixels).latent_dist.mean * 0.13025
-        torch.testing.assert_close(batch.latents, by_hand, rtol=2e-3, atol=2e-5)  # float16 keeps 11 bits
+        # A level of 8 bits between the two Lanczos is 0.0013 here; float16 keeps 11 bits.
+        torch.testing.assert_close(batch.latents, by_hand, rtol=2e-3, atol=3e-3)
         crops.add((top, left))
     assert len(crops) > 3, "the crops must differ, or their conditioning was not tested"
 
@@ -205,7 +206,7 @@ def test_pictures_that_fail_now_are_rejected_by_name(
     last = finish(replace(manifest, sources=(folder,)), vae, tmp_path / "out")
     assert (last.written, last.rejected) == (COUNT - 4, 4)
     reasons = {reject["path"]: reject["reason"] for reject in rejects_of(tmp_path / "out")}
-    assert reasons == {"p02.png": "unreadable", "p05.png": "changed", "p11.png": "changed", "p13.png": "aspect"}
+    assert reasons == {"p02.png": "missing", "p05.png": "changed", "p11.png": "changed", "p13.png": "aspect"}
     assert len(open_latents(tmp_path / "out")) == COUNT - 4
 
 

@@ -13,13 +13,11 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
 
 __all__ = [
-    "RESIZE_VERSION",
     "BucketAssignment",
     "BucketConfig",
     "BucketReport",
@@ -34,7 +32,6 @@ __all__ = [
     "crop_geometry",
     "crop_offsets",
     "crop_share",
-    "resize_and_crop",
 ]
 
 Sizes: TypeAlias = Int[np.ndarray, "n 2"]
@@ -44,9 +41,6 @@ Canvases: TypeAlias = Int[np.ndarray, "k 2"]
 """A bucket table: one (height, width) a bucket, by rising width / height."""
 
 CropPosition = Literal["random", "center"]
-
-RESIZE_VERSION = "pillow-lanczos-1"
-"""Names what `resize_and_crop` does to pixels. Cached latents carry it: change it whenever the output changes."""
 
 
 @dataclass(frozen=True)
@@ -193,17 +187,6 @@ def crop_offsets(
     # Only one side overhangs, so one number a picture is enough.
     draws = np.array([derive_seed(crop_seed, "crop", sample_id) for sample_id in ids], dtype=np.int64)
     return np.asarray(draws[:, None] % (overhang + 1))
-
-
-def resize_and_crop(
-    image: Image.Image, resized: tuple[int, int], offset: tuple[int, int], target: tuple[int, int]
-) -> Image.Image:
-    """The canvas of one picture, by Lanczos. `resized`, `target` are (height, width), `offset` is (top, left)."""
-    top, left = offset
-    height, width = target
-    if image.size != resized[::-1]:
-        image = image.resize(resized[::-1], Image.Resampling.LANCZOS)
-    return image.crop((left, top, left + width, top + height))
 
 
 def crop_share(resized: Sizes, targets: Sizes) -> Float[np.ndarray, " n"]:

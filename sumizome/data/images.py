@@ -1,17 +1,19 @@
 """The one home of decoding: any PNG, JPEG or WebP becomes an upright, opaque, 8-bit sRGB picture, or is refused.
 
-Owns the limits, the alpha, depth, palette, CMYK, colour-profile and orientation rules; knows nothing of captions or
-manifests. Invariant: what `ingest` accepted is decoded by `prepare` to the same pixels, because both come through
-`read_image`; what the decoder cannot read whole is an `ImageRejected` with one reason, never a partial picture. (Damage
-inside a JPEG's coded data is invisible to every decoder: against that stands the manifest's sha256.)
+Owns the limits, the alpha, depth, palette, CMYK and orientation rules; knows nothing of captions or manifests.
+Invariant: what the decoder cannot read whole is an `ImageRejected` with one reason, never a partial picture; where
+`canvas` takes a faster decoder, `plain_header` has said that it gives the same numbers. (Damage inside a JPEG's coded
+data is invisible to every decoder: against that stands the manifest's sha256.)
 Files are untrusted. Sizes are (height, width); Pillow's (width, height) does not leave this module.
 """
 
+import errno
 import hashlib
+import os
 import stat
 import warnings
 import zlib
-from functools import lru_cache
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
+from sumizome.data.colour_profiles import means_srgb, to_srgb
 from sumizome.errors import ConfigError, DataError
 
 __all__ = [
@@ -31,9 +34,13 @@ __all__ = [
     "Colour",
     "DecodedImage",
     "ImageRejected",
+    "Picture",
+    "PlainHeader",
     "decode_image",
     "open_image",
     "parse_colour",
+    "plain_header",
+    "read_bytes",
     "read_image",
 ]
 
@@ -62,8 +69,9 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 class ImageRejected(DataError):
     """A file that is not used as a picture; `reason` is the word that reports count, the text the sentence.
 
-    Reasons. File: `unreadable`, `not_a_file`, `empty_file`, `file_too_large`, `changed` (since ingest),
-    `md5_mismatch` (with its record).
+    Reasons. File: `missing`, `no_permission`, `read_error` (the device's), `unreadable` (any other), `not_a_file`,
+    `empty_file`, `file_too_large`, `unstable` (while it was read), `changed` (since ingest), `md5_mismatch` (with its
+    record).
     Format: `not_an_image`, `format_not_supported`, `animated`. Damage: `truncated`, `undecodable`, `bad_chunk`,
     `broken_palette`. Size: `too_many_pixels`, `side_too_long`, `too_elongated`, `too_small`, `out_of_memory`.
     Content: `fully_transparent`.
@@ -75,6 +83,25 @@ class ImageRejected(DataError):
 
     def __str__(self) -> str:
         return str(self.args[1])
+
+
+class Picture(NamedTuple):
+    """What a file's bytes show."""
+
+    image: Image.Image
+    """mode "RGB", sRGB, upright; carries no metadata"""
+    format: str
+    """by content, not by file name: PNG, JPEG or WEBP"""
+    profile_ignored: bool
+
+
+class PlainHeader(NamedTuple):
+    """What is known, before its pixels are decoded, of a picture whose stored numbers are its colours."""
+
+    format: str
+    size: tuple[int, int]
+    """(height, width), px"""
+    has_alpha: bool
 
 
 class DecodedImage(NamedTuple):
@@ -121,6 +148,16 @@ def read_image(
     the file, and is checked the same way.
     Raises: ImageRejected.
     """
+    data, digest = read_bytes(path, sha256=sha256, md5=md5)
+    picture = decode_image(data, background)
+    return DecodedImage(picture.image, picture.format, digest, len(data), picture.profile_ignored)
+
+
+def read_bytes(path: Path, *, sha256: str | None = None, md5: str | None = None) -> tuple[bytes, str]:
+    """(the file's bytes, their SHA-256 in hex), of the file that is expected.
+
+    Raises: ImageRejected.
+    """
     data = _read_file(path)
     digest = hashlib.sha256(data).hexdigest()
     if md5 is not None and (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != md5:
@@ -131,28 +168,51 @@ def read_image(
             f"expected {path} as it was ingested (sha256 {sha256[:16]}…), found {digest[:16]}…: "
             "run `sumizome ingest` again.",
         )
-    image, format_, profile_ignored = decode_image(data, background)
-    return DecodedImage(image, format_, digest, len(data), profile_ignored)
+    return data, digest
+
+
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""A pipe without a writer would hold a blocking open for ever."""
+
+_ERRNO_REASONS = {
+    errno.ENOENT: "missing",
+    errno.EACCES: "no_permission",
+    errno.EPERM: "no_permission",
+    errno.EIO: "read_error",
+}
 
 
 def _read_file(path: Path) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageRejected("not_a_file", f"expected a regular file, found something else at {path}.")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageRejected(
-                "file_too_large", f"expected at most {MAX_FILE_BYTES >> 20} MB, found {status.st_size >> 20} MB."
-            )
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        _check_file(path.stat())  # before it is opened: opening a device can have effects
+        descriptor = os.open(path, _OPEN_FLAGS)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            _check_file(status)
+            data = file.read(status.st_size + 1)  # one more shows a file that grows, and is all that it costs
+    except OSError as error:
+        reason = _ERRNO_REASONS.get(error.errno or 0, "unreadable")
+        raise ImageRejected(reason, f"expected a readable file, found {error.strerror}.") from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageRejected("unreadable", f"expected a readable file, found {error}.") from error
+    if len(data) != status.st_size:
         raise ImageRejected(
-            "unreadable", f"expected a readable file, found {getattr(error, 'strerror', error)}."
-        ) from error
+            "unstable", f"expected a file at rest, found {status.st_size} bytes, then more or fewer: try again later."
+        )
+    return data
 
 
-def decode_image(data: bytes, background: Colour = WHITE) -> tuple[Image.Image, str, bool]:
-    """(RGB picture, format, profile ignored) of a file's bytes.
+def _check_file(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageRejected("not_a_file", "expected a regular file, found a folder, a pipe or a device.")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageRejected(
+            "file_too_large", f"expected at most {MAX_FILE_BYTES >> 20} MB, found {status.st_size >> 20} MB."
+        )
+
+
+def decode_image(data: bytes, background: Colour = WHITE) -> Picture:
+    """The picture in a file's bytes.
 
     - alpha (RGBA, LA, palette, colour key) is composited on `background`, on the sRGB numbers, as browsers do;
     - 16-bit grey is scaled to 8 bits, not clipped; of 16-bit colour Pillow keeps the high byte (within one level);
@@ -180,22 +240,28 @@ def decode_image(data: bytes, background: Colour = WHITE) -> tuple[Image.Image, 
         raise _damaged(data, error) from error
 
 
-def _decode(data: bytes, background: Colour) -> tuple[Image.Image, str, bool]:
+def _decode(data: bytes, background: Colour) -> Picture:
+    image, format_ = _open(data)
+    image.load()  # Pillow's verify() passes truncated files; only decoding every pixel tells.
+    if format_ == "PNG":
+        _check_png_rows(image, data)
+    colour, alpha = _split_alpha(image, bit_depth=data[24] if format_ == "PNG" else 8)
+    rgb, profile_ignored = to_srgb(colour, image.info.get("icc_profile"))
+    if alpha is not None:
+        rgb = _composite(rgb, alpha, background)
+    rgb = _upright(rgb, _orientation(image))
+    rgb.info = {}
+    return Picture(rgb, format_, profile_ignored)
+
+
+def _open(data: bytes) -> tuple[Image.Image, str]:
+    """(the picture with its header read and its size allowed, its format)."""
     image = Image.open(BytesIO(data), formats=_FORMATS)
     _check_size(image.height, image.width)
     format_ = "JPEG" if image.format == "MPO" else str(image.format)
     if format_ != "JPEG" and getattr(image, "is_animated", False):
         raise ImageRejected("animated", "expected a still picture, found an animation: save the frame you want.")
-    image.load()  # Pillow's verify() passes truncated files; only decoding every pixel tells.
-    if format_ == "PNG":
-        _check_png_rows(image, data)
-    colour, alpha = _split_alpha(image, bit_depth=data[24] if format_ == "PNG" else 8)
-    rgb, profile_ignored = _to_srgb(colour, image.info.get("icc_profile"))
-    if alpha is not None:
-        rgb = _composite(rgb, alpha, background)
-    rgb = _upright(rgb, _orientation(image))
-    rgb.info = {}
-    return rgb, format_, profile_ignored
+    return image, format_
 
 
 def _check_size(height: int, width: int) -> None:
@@ -236,15 +302,22 @@ def _check_png_rows(image: Image.Image, data: bytes) -> None:
 
 def _inflated_length(data: bytes) -> int:
     """Bytes in a PNG's pixel stream."""
-    inflater, length, at = zlib.decompressobj(), 0, 8
-    while at < len(data):
-        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        rest = data[at + 8 : at + 8 + size] if kind == b"IDAT" else b""
+    inflater, length = zlib.decompressobj(), 0
+    for kind, start, end in _png_chunks(data):
+        rest = data[start:end] if kind == b"IDAT" else b""
         while rest and not inflater.eof:
             length += len(inflater.decompress(rest, 2**20))
             rest = inflater.unconsumed_tail
-        at += size + 12
     return length
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, end of its data) of each chunk."""
+    at = 8
+    while at < len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        yield kind, at + 8, at + 8 + size
+        at += size + 12
 
 
 # --- modes: every one that the three formats decode to, as (colour, alpha) ------------------------------------------
@@ -315,68 +388,6 @@ def _composite(rgb: Image.Image, alpha: Image.Image, background: Colour) -> Imag
     return Image.composite(rgb, Image.new("RGB", rgb.size, background), alpha)
 
 
-# --- colour -----------------------------------------------------------------------------------------------------------
-
-
-def _to_srgb(colour: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:
-    """(picture in mode RGB, whether its profile had to be ignored)."""
-    if not profile:
-        return colour.convert("RGB"), False
-    try:
-        mode, transform = _srgb_transform(profile, colour.mode)
-    except (OSError, ValueError, TypeError):
-        return colour.convert("RGB"), True
-    if transform is None:
-        return colour.convert("RGB"), False
-    converted: Image.Image = transform.apply(colour.convert(mode) if colour.mode != mode else colour)
-    return converted, False
-
-
-@lru_cache(maxsize=32)
-def _srgb_transform(profile: bytes, mode: str) -> tuple[str, Any]:
-    """(mode to apply it in, transform to sRGB); None as transform where it would leave the picture as it is.
-
-    Most profiles are sRGB under some name. They are known by what they do to a grid of colours, not by their name,
-    and left out: an identity through lcms costs time and moves pixels by a level.
-    Raises: OSError, ValueError, TypeError: a profile that cannot be used with this mode.
-    """
-    from PIL import ImageCms  # a third of the import time of this module, and few files need it
-
-    source = ImageCms.ImageCmsProfile(BytesIO(profile))
-    space = source.profile.xcolor_space.strip()
-    # An RGB profile on a grey picture is common and means r = g = b; any other mismatch is a mistake.
-    applied = {("GRAY", "L"): "L", ("RGB", "L"): "RGB", ("RGB", "RGB"): "RGB", ("CMYK", "CMYK"): "CMYK"}.get(
-        (space, mode)
-    )
-    if applied is None:
-        raise ValueError(f"profile for {space}, picture in {mode}")
-    try:
-        transform = ImageCms.buildTransform(
-            source,
-            ImageCms.createProfile("sRGB"),
-            applied,
-            "RGB",
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            # For grey, lcms would trade the curve for 33 straight pieces: twice too dark near black.
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if applied == "L" else 0),
-        )
-    except ImageCms.PyCMSError as error:
-        raise ValueError(str(error)) from error
-    probe = _probe(applied)
-    before, after = (np.asarray(picture.convert("RGB"), np.int16) for picture in (probe, transform.apply(probe)))
-    identity = applied != "CMYK" and int(np.abs(before - after).max()) <= 2
-    return applied, None if identity else transform
-
-
-def _probe(mode: str) -> Image.Image:
-    """A strip of colours: 256 greys, or a 6×6×6 cube (CMYK: without black)."""
-    if mode == "L":
-        return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    cube = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), axis=-1).reshape(1, -1, 3)
-    probe = Image.fromarray(cube)
-    return probe.convert("CMYK") if mode == "CMYK" else probe
-
-
 # --- orientation ------------------------------------------------------------------------------------------------------
 
 _TRANSPOSE = {
@@ -396,12 +407,43 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(0x0112, 1)
     except Exception:  # any damage inside EXIF: the pixels are whole, so the picture is used as it lies
         return 1
-    return value if isinstance(value, int) else 1
+    return value if isinstance(value, int) and value in _TRANSPOSE else 1
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     method = _TRANSPOSE.get(orientation)
     return image if method is None else image.transpose(method)
+
+
+# --- pictures that need none of the rules -----------------------------------------------------------------------------
+
+
+def plain_header(data: bytes) -> PlainHeader | None:
+    """The header of a picture that any decoder of its format decodes to the same sRGB numbers, if it is one.
+
+    That is 8-bit grey or RGB, with or without an alpha channel, upright, and with no colour profile other than sRGB:
+    nearly all pictures. Says nothing of damage.
+    """
+    try:
+        image, format_ = _open(data)
+        if format_ == "PNG":
+            plain = data[24] == 8 and "transparency" not in image.info and not _may_be_turned(data)
+        else:
+            plain = _orientation(image) == 1
+        plain = plain and image.mode in ("L", "RGB", "RGBA")
+        if not plain or not means_srgb(image.info.get("icc_profile"), image.mode.removesuffix("A")):
+            return None
+    except Exception:  # what is wrong with it is `decode_image`'s to say
+        return None
+    return PlainHeader(format_, image.size[::-1], image.mode == "RGBA")
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a PNG has EXIF or XMP, which may stand after the pixels: Pillow would decode all of them to look."""
+    return any(
+        kind == b"eXIf" or (kind[1:] == b"TXt" and data.startswith((b"XML:com.adobe", b"Raw profile"), start))
+        for kind, start, _ in _png_chunks(data)
+    )
 
 
 # --- the words for what is wrong --------------------------------------------------------------------------------------
@@ -416,6 +458,7 @@ _SIGNATURES = (
     (0, b"MM\0*", "TIFF"),
     (0, b"8BPS", "PSD"),
     (0, b"%!PS", "EPS"),
+    (0, b"%PDF", "PDF"),
     (0, b"\xff\x0a", "JPEG XL"),
     (4, b"JXL ", "JPEG XL"),
     (4, b"ftypavif", "AVIF"),

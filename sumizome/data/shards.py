@@ -86,7 +86,7 @@ class Fingerprint:
     crop: str
     crop_seed: int
     resize: str
-    """`buckets.RESIZE_VERSION`."""
+    """`canvas.RESIZE_VERSION`."""
     manifest_digest: str
 
     @property

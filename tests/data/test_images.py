@@ -1,5 +1,6 @@
 """Decoding against pictures made in code: what each pixel must be follows from the formats' own definitions."""
 
+import errno
 import io
 import os
 import pickle
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from malformed import MALFORMED, NOISE, chunk, encoded, png, png_of
+from malformed import MALFORMED, NOISE, ODD, chunk, encoded, png, png_of, verdict_table
 from PIL import Image, ImageCms, ImageFile
 
 from sumizome.data import images
@@ -23,7 +24,7 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 def pixels(data: bytes, background: tuple[int, int, int] = PINK) -> np.ndarray:
     """int [height, width, 3]"""
-    image, _, _ = decode_image(data, background)
+    image = decode_image(data, background).image
     assert image.mode == "RGB"
     assert image.info == {}
     return np.asarray(image).astype(int)
@@ -309,6 +310,22 @@ def test_malformed_pictures_are_refused_with_their_reason(name: str) -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ODD)
+def test_odd_pictures_are_taken_and_show_the_right_colours(name: str) -> None:
+    odd = ODD[name]
+    found = np.asarray(decode_image(odd.data).image).astype(int)
+    assert found.shape[:2] == odd.size
+    assert np.abs(found[2, 2] - odd.top_left).max() <= odd.tolerance
+    assert np.abs(found[-3, -3] - odd.bottom_right).max() <= odd.tolerance
+
+
+def test_the_verdicts_are_those_of_the_docs() -> None:
+    """`python tests/data/malformed.py` prints the table."""
+    assert len(MALFORMED) + len(ODD) >= 60
+    assert verdict_table() in (Path(__file__).parents[2] / "docs" / "rejects.md").read_text(encoding="utf-8")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -319,7 +336,7 @@ def test_damaged_bytes_decode_or_are_rejected_and_nothing_else(data: st.DataObje
         at = data.draw(st.integers(0, len(damaged) - 1))
         damaged[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     try:
-        image, _, _ = decode_image(bytes(damaged))
+        image = decode_image(bytes(damaged)).image
     except ImageRejected as error:
         assert error.reason
     else:
@@ -350,10 +367,56 @@ def test_what_is_not_a_readable_file_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(images.MAX_FILE_BYTES + 1)  # sparse
     expected = {"folder.png": "not_a_file", "pipe.png": "not_a_file", "large.png": "file_too_large"}
-    for name, reason in (expected | {"missing.png": "unreadable", "nul\0.png": "unreadable"}).items():
+    for name, reason in (expected | {"missing.png": "missing", "nul\0.png": "unreadable"}).items():
         with pytest.raises(ImageRejected) as caught:
             read_image(tmp_path / name)
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOENT, "missing"),
+        (errno.EACCES, "no_permission"),
+        (errno.EPERM, "no_permission"),
+        (errno.EIO, "read_error"),
+        (errno.ESTALE, "unreadable"),
+    ],
+)
+def test_what_the_system_refuses_has_its_own_reason(
+    number: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(NOISE, "PNG"))
+
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(images.os, "open", fail)
+    with pytest.raises(ImageRejected) as caught:
+        read_image(path)
+    assert caught.value.reason == reason
+    assert os.strerror(number) in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [-10, 10])
+def test_a_file_that_grows_or_shrinks_while_it_is_read_is_refused(
+    change: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    data = encoded(NOISE, "PNG")
+    path.write_bytes(data)
+    fstat = os.fstat
+
+    def stat_then_change(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        os.truncate(path, len(data) + change)
+        return status
+
+    monkeypatch.setattr(images.os, "fstat", stat_then_change)
+    with pytest.raises(ImageRejected) as caught:
+        read_image(path)
+    assert caught.value.reason == "unstable"
 
 
 def test_a_file_that_changed_since_ingest_is_refused(tmp_path: Path) -> None:

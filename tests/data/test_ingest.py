@@ -15,7 +15,7 @@ from malformed import MALFORMED, encoded
 from PIL import Image
 
 from sumizome.cli import ingest as cli
-from sumizome.data import inspection
+from sumizome.data import verification
 from sumizome.data.ingest import IngestResult, ingest, ingest_to, rejects_path
 from sumizome.data.manifest import load_manifest
 from sumizome.errors import ConfigError, DataError
@@ -262,7 +262,7 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
         "metadata.jsonl": "link_outside",
         "folder": "linked_folder",
         "loop": "linked_folder",
-        "dangling.png": "unreadable",
+        "dangling.png": "missing",
         "circle.png": "unreadable",
     }
 
@@ -386,13 +386,14 @@ def test_with_no_usable_picture_the_rejects_are_written_and_the_manifest_is_not(
 def test_a_picture_that_kills_or_holds_its_decoder_is_named_and_the_rest_go_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("7_kill.png", "dogs/spin.png"):
+    culprits = {"7_kill.png", "8_crash.png", "dogs/spin.png", "dogs/sleep.png"}
+    for name in culprits:
         draw(folder / name)
     expected = ingest([folder], workers=0)
-    monkeypatch.setattr(inspection, "_inspect_chunk", inspect_chunk)
+    monkeypatch.setattr(verification, "_inspect_chunk", inspect_chunk)
     result = ingest([folder], workers=2)
     died = {path for path, reason in reasons(result).items() if reason == "decoder_died"}
-    assert died == {"7_kill.png", "dogs/spin.png"}
+    assert died == culprits
     assert rows(result).keys() == rows(expected).keys() - died
 
 
@@ -402,7 +403,7 @@ def test_a_picture_that_takes_too_much_memory_is_named_and_the_rest_go_on(
 ) -> None:
     Image.new("RGB", (6000, 6000)).save(folder / "hungry.png")
     assert "hungry.png" in rows(ingest([folder], workers=1))
-    monkeypatch.setattr(inspection, "MAX_MEMORY_BYTES", 100 << 20)  # of 144 MB that its pixels take
+    monkeypatch.setattr(verification, "MAX_MEMORY_BYTES", 100 << 20)  # of 144 MB that its pixels take
     result = ingest([folder], workers=1)
     assert reasons(result)["hungry.png"] == "out_of_memory"
     assert len(result.manifest) == 40

@@ -1,7 +1,7 @@
 """Every picture looked at once, in processes that a picture may kill: decoded whole, its caption read.
 
-Owns the pool, its limits (processor time and memory of one picture) and the names of the culprits. Invariant: the
-outcomes come in the order of the tasks and do not depend on the number of workers.
+Owns the pool, its limits (time, memory and files of a worker) and the names of the culprits. Invariant: the outcomes
+come in the order of the tasks and do not depend on the number of workers; a picture that kills a worker costs no other.
 """
 
 import multiprocessing
@@ -14,8 +14,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
+
+from PIL import Image
 
 from sumizome.data.duplicates import FLAT, perceptual_hash
 from sumizome.data.images import Colour, ImageRejected, read_image
@@ -28,8 +31,12 @@ __all__ = ["Facts", "Look", "Outcome", "inspect_all"]
 MAX_CAPTION_BYTES = 2**20
 MAX_CPU_SECONDS = 20
 """of one picture; a legal one of 100 megapixels takes about eight"""
+MAX_SECONDS = 120
+"""by the clock: a slow disk or a busy machine is no fault of the picture, but a read that never ends is an end"""
 MAX_MEMORY_BYTES = 3 * 2**30
 """of address space that a worker may take beyond what it started with; a legal picture of 100 megapixels takes half"""
+MAX_OPEN_FILES = 64
+"""beyond those that a worker starts with"""
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
@@ -47,6 +54,8 @@ class Facts(NamedTuple):
     profile_ignored: bool
     perceptual_hash: int = FLAT
     """where it was asked for"""
+    thumbnail: bytes = b""
+    """WebP, where it was asked for"""
 
 
 class Look(NamedTuple):
@@ -54,6 +63,8 @@ class Look(NamedTuple):
 
     background: Colour
     hashed: bool
+    thumbnail: int = 0
+    """px of the longer side; 0 = none"""
 
 
 Outcome: TypeAlias = Facts | tuple[str, str]
@@ -66,13 +77,21 @@ def _inspect(task: ImageTask, look: Look) -> Outcome:
         tags = _read_tags(task)
         decoded = read_image(Path(task.root, task.path), look.background, md5=task.md5)
         seen = perceptual_hash(decoded.image) if look.hashed else FLAT
+        thumbnail = _thumbnail(decoded.image, look.thumbnail) if look.thumbnail else b""
     except ImageRejected as error:
         return error.reason, str(error)
     except MemoryError:
         return "out_of_memory", "the picture does not fit in memory."
     height, width = decoded.image.height, decoded.image.width
     facts = (decoded.sha256, decoded.file_bytes, decoded.format, height, width, tags, decoded.profile_ignored)
-    return Facts(*facts, perceptual_hash=seen)
+    return Facts(*facts, perceptual_hash=seen, thumbnail=thumbnail)
+
+
+def _thumbnail(picture: Image.Image, side: int) -> bytes:
+    width, height = (max(1, round(length * min(1.0, side / max(picture.size)))) for length in picture.size)
+    file = BytesIO()
+    picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0).save(file, "WEBP", quality=80)
+    return file.getvalue()
 
 
 def _read_tags(task: ImageTask) -> ParsedTags:
@@ -104,7 +123,10 @@ def _read_caption(path: Path) -> str:
 _CHUNK = 16
 """pictures a message to a worker: a small one decodes in less time than the message takes"""
 
-_DIED = ("decoder_died", f"the picture killed the process that decoded it, or took it over {MAX_CPU_SECONDS} s.")
+_DIED = (
+    "decoder_died",
+    f"the picture killed the process that decoded it, or took it over {MAX_CPU_SECONDS} s of work or {MAX_SECONDS} s.",
+)
 
 
 def inspect_all(tasks: Sequence[ImageTask], look: Look, workers: int) -> Iterator[tuple[ImageTask, Outcome]]:
@@ -173,12 +195,27 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _start_worker(memory: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the pool
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-    if sys.platform == "linux":  # elsewhere the limit is absent or not kept
-        import resource
+    _limit_resources(memory)
 
+
+def _limit_resources(memory: int) -> None:
+    """A decoder that has been taken over can write no file, open few, take no more memory, and leaves no core dump."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+
+    def limit(kind: int, most: int) -> None:
+        _, hard = resource.getrlimit(kind)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_CORE, 0)
+    if sys.platform == "linux":  # elsewhere the limit of memory is absent or not kept
         pages = int(Path("/proc/self/statm").read_text().split()[0])  # what libraries and threads have reserved
-        limit = pages * resource.getpagesize() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
+        limit(resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd")) + MAX_OPEN_FILES)  # noqa: PTH208
 
 
 def _inspect_chunk(tasks: Sequence[ImageTask], look: Look) -> list[Outcome]:
@@ -186,13 +223,12 @@ def _inspect_chunk(tasks: Sequence[ImageTask], look: Look) -> list[Outcome]:
 
 
 def _inspect_timed(task: ImageTask, look: Look) -> Outcome:
-    """`_inspect`, ended with its process by a signal after `MAX_CPU_SECONDS`.
-
-    Processor time, not the clock's: a slow disk or a busy machine is no fault of the picture.
-    """
+    """`_inspect`, ended with its process by a signal after `MAX_CPU_SECONDS` of work or `MAX_SECONDS` by the clock."""
     if not hasattr(signal, "setitimer"):  # Windows
         return _inspect(task, look)
     signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
     outcome = _inspect(task, look)
     signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     return outcome
