@@ -5,6 +5,7 @@ format is `shards`', their bytes come from `shard_files` or `remote_shards`. The
 only what matches a digest taken before it was written; damage is an error that names it.
 """
 
+import copy
 import hashlib
 import math
 import zlib
@@ -124,8 +125,23 @@ class LatentCache:
                     self._coming[row] = self._pool.submit(self._one, row)
 
     def normalise(self, raw: Latents) -> Latents:
-        """Raw latents as the U-Net sees them: (raw − mean) / std of the VAE that made them."""
+        """Raw latents as the U-Net sees them: (raw − mean) / std, those of the VAE that made them if not told."""
         return (raw - self._mean) / self._std
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "LatentCache":
+        """The same latents, normalised by other statistics than their VAE states: `latent_statistics`.
+
+        Raises: ConfigError unless there is one of each for every channel.
+        """
+        if not len(mean) == len(std) == len(self._mean):
+            raise ConfigError(
+                f"latent_statistics has {len(mean)} means and {len(std)} deviations; {self.root} has "
+                f"{len(self._mean)} channels"
+            )
+        other = copy.copy(self)
+        other._mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+        other._std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+        return other
 
     def _shape(self, bucket: int) -> tuple[int, int, int]:
         """(channels, height, width) of a bucket's latents."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from sumizome.data.captions import CaptionConfig
+from sumizome.data.latent_statistics import LatentStatisticsConfig
 from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.loss import LossConfig
 from sumizome.diffusion.prediction import PredictionType
@@ -101,6 +102,7 @@ class TrainConfig:
     """GB (10⁹ bytes) of them at most. What has no room is read record by record; 0 = everything is."""
     tensorboard: bool = True
     """Write TensorBoard events below run_dir/tensorboard."""
+    latent_statistics: LatentStatisticsConfig = field(default_factory=LatentStatisticsConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)

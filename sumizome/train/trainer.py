@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sumizome.data.latent_statistics import stated_statistics
 from sumizome.data.latents import open_latents
 from sumizome.data.loader import BatchLoader, TrainBatch, build_loader
 from sumizome.data.shard_cache import CacheConfig
@@ -26,7 +27,7 @@ from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.errors import CheckpointError, NonFiniteError
 from sumizome.inference import check_canvas
 from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.models.vae import vae_digest
+from sumizome.models.vae import apply_latent_statistics, vae_digest
 from sumizome.train.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -251,6 +252,9 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
     loader = _build_loader(config, model)
     checkpoints = config.run_dir / "checkpoints"
     facts = {"base_model": base_digests(model), "latents": loader.fingerprint}
+    statistics = stated_statistics(config.latent_statistics)
+    if statistics:  # after the digests, which are the base model's own; previews decode with these
+        apply_latent_statistics(model.vae, *statistics)
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     trainer = Trainer(
         config=config,
@@ -282,6 +286,9 @@ def _build_loader(config: TrainConfig, model: SDXLModel) -> BatchLoader:
     here = CacheConfig(config.cache_dir.expanduser(), round(config.cache_size * 1e9))
     cache = open_latents(config.latents, cache=here)
     cache.require(vae_digest=vae_digest(model.vae))
+    statistics = stated_statistics(config.latent_statistics)
+    if statistics:
+        cache = cache.normalised_by(*statistics)
     return build_loader(
         cache,
         seed=config.seed,
