@@ -37,6 +37,12 @@ class LatentIndex:
     kept_tags: Int[np.ndarray, " n"]
     repeats: Int[np.ndarray, " n"]
     crc32: Int[np.ndarray, " n"]
+    variants: int = 1
+    """Latents of each picture: rows p·variants … (p + 1)·variants − 1 are one picture, cropped or mirrored otherwise."""
+
+    def pictures(self) -> Int[np.ndarray, " p"]:
+        """The first row of each picture: what a plan draws from."""
+        return np.arange(0, len(self.row), self.variants)
 
     def ids(self, rows: Int[np.ndarray, " b"]) -> list[str]:
         """The sample ids of some rows."""
@@ -53,12 +59,13 @@ class LatentIndex:
 
 
 def load_unit_index(root: Path, record: UnitRecord) -> pa.Table:
-    _, path, _ = unit_paths(root, record.unit)
+    _, path, _ = unit_paths(root, record.unit, record.overlay)
     # Tags as numbers into a vocabulary: a third of the memory, and they read back as the same strings.
     with pq.ParquetFile(path, read_dictionary=["tags.list.element"]) as file:
-        table = file.read()
-    if table.num_rows != record.written or table.schema.names != INDEX_SCHEMA.names:
-        raise ShardError(f"{path} has {table.num_rows} rows of {table.schema.names}; its record says {record.written}")
+        names = file.schema_arrow.names
+        table = file.read([name for name in names if name != "sha256"])
+    if names != INDEX_SCHEMA.names:
+        raise ShardError(f"{path} has columns {names}; this version reads {INDEX_SCHEMA.names}")
     return table
 
 
@@ -72,6 +79,10 @@ def join_indexes(tables: Sequence[pa.Table], fingerprint: Fingerprint) -> Latent
     def strings(name: str) -> pa.ChunkedArray:
         return pa.chunked_array([chunk for table in tables for chunk in table[name].chunks], type=tables[0][name].type)
 
+    variants = fingerprint.variants
+    for table in tables:
+        if not np.array_equal(table["variant"].to_numpy(), np.arange(table.num_rows) % variants):
+            raise ShardError(f"an index does not have {variants} variants of each picture; run `sumizome prepare` again")
     sides = pair("bucket_h", "bucket_w")
     bucket = np.full(len(sides), -1)
     for number, (height, width) in enumerate(fingerprint.buckets):
@@ -87,4 +98,5 @@ def join_indexes(tables: Sequence[pa.Table], fingerprint: Fingerprint) -> Latent
         kept_tags=column("kept_tags"),
         repeats=column("repeats"),
         crc32=column("crc32").astype(np.int64),
+        variants=variants,
     )
