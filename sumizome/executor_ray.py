@@ -68,7 +68,9 @@ class RayExecutor:
             raise ConfigError(f"no Ray cluster at {self.address}: {str(error).splitlines()[0]}") from error
 
     def _run(self, ray: Any, work: Work, vae: "AutoencoderKL", units: Sequence[int]) -> Iterator[Event]:
-        gpus = 1 if self.device.startswith("cuda") or ray.cluster_resources().get("GPU") and self.device == "auto" else 0
+        gpus = (
+            1 if self.device.startswith("cuda") or (ray.cluster_resources().get("GPU") and self.device == "auto") else 0
+        )
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(_make_unit)
         key = f"{work.plan.fingerprint.digest} {work.plan.generation} {time.time_ns()}"
         # In a list: a reference that is an argument itself would be fetched anew for each task.

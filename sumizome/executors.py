@@ -16,10 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from diffusers import AutoencoderKL
 
-from sumizome.errors import DataError, SumizomeError
+from sumizome.device import choose_device
+from sumizome.errors import ConfigError, DataError, SumizomeError
 from sumizome.prepare_work import Event, Work, work_through
 
-__all__ = ["Executor", "LocalExecutor", "in_turn"]
+__all__ = ["Executor", "LocalExecutor", "in_turn", "local_devices"]
 
 
 @runtime_checkable
@@ -35,9 +36,21 @@ class Executor(Protocol):
 
 
 def in_turn(units: Sequence[int], worker: int, workers: int) -> list[int]:
-    """The units in the order that one of several workers takes them: its own share first, then what others may leave."""
-    own = list(units[worker::workers])
-    return own + [unit for unit in units if unit not in set(own)]
+    """The units in the order that one of several workers takes them: its own share, then what others may leave."""
+    own = set(units[worker::workers])
+    return sorted(units, key=lambda unit: unit not in own)
+
+
+def local_devices(name: str, workers: int = 0) -> tuple[str, ...]:
+    """The devices of this machine's workers: for "auto" each CUDA device, else the CPU; several may share one.
+
+    Raises: ConfigError for a device that is not there.
+    """
+    if workers < 0:
+        raise ConfigError(f"workers is {workers}; give 0 for one a device, or how many")
+    count = torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    names = [f"cuda:{number}" for number in range(count)] if count > 1 else [str(choose_device(name))]
+    return tuple(names[number % len(names)] for number in range(workers or len(names)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,9 @@ class LocalExecutor:
         if len(failures) == len(workers):
             raise next(iter(failures.values()))
         for number, failure in failures.items():
-            yield Event(note=f"worker {number} on {self.devices[number]} failed, the others finished its units: {failure}")
+            yield Event(
+                note=f"worker {number} on {self.devices[number]} failed, the others finished its units: {failure}"
+            )
 
 
 def _gather(events: Any, workers: Sequence[Any], failures: dict[int, BaseException]) -> Iterator[Event]:
@@ -99,9 +114,7 @@ def _gather(events: Any, workers: Sequence[Any], failures: dict[int, BaseExcepti
                 failures[number] = event
 
 
-def _work(
-    events: Any, number: int, device: str, work: Work, vae: AutoencoderKL, units: Sequence[int]
-) -> None:
+def _work(events: Any, number: int, device: str, work: Work, vae: AutoencoderKL, units: Sequence[int]) -> None:
     """A worker process: events, then None or the error that ended it. It ends with the process that started it."""
     parent = os.getppid()
     outcome: BaseException | None = None

@@ -83,8 +83,8 @@ def prepare_latents(
     """Prepares what is not yet prepared in `out`, yielding where it stands after each batch.
 
     Nothing happens before the first `next`; close the generator to stop. `command` is what an error tells the user to
-    run again. `executor` says who works; by default this process. Others may prepare the same in `out` at the same time,
-    and share the work.
+    run again. `executor` says who works; by default this process. Others may prepare the same in `out` at the same
+    time, and share the work.
     Raises: ConfigError if a setting or `out` cannot be. ShardError if `out` was begun with other settings. DataError if
         the disk cannot be written, if too many pictures of a unit fail, or if none at all is left.
     """

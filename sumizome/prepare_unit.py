@@ -1,8 +1,10 @@
 """The pictures of a unit on their way to latents: framed, decoded, cropped, encoded, or rejected with a reason.
 
 Owns the order of batches and the overlap of decoding with the VAE, across units, so that the VAE does not wait where
-one ends. Writes nothing. The invariant: every picture of a unit has one outcome, and the outcomes depend on the unit
-alone, so that a unit made again is the same to the last bit.
+one ends. Writes nothing. The invariant: every picture has one outcome, which depends on the picture alone, not on those
+beside it, so that a unit made again, or a picture in another unit, is the same to the last bit. For that the VAE is
+always given whole batches: with another batch size its arithmetic takes another order, and one latent in a few differs
+by a bit.
 """
 
 from collections import deque
@@ -120,9 +122,7 @@ def frame_unit(
     return Unit(number, manifest, rows, pictures, bucket, geometry, misfits)
 
 
-def _geometry(
-    sizes: Sizes, targets: Sizes, ids: list[str], buckets: BucketConfig, crops: int, flip: bool
-) -> Geometry:
+def _geometry(sizes: Sizes, targets: Sizes, ids: list[str], buckets: BucketConfig, crops: int, flip: bool) -> Geometry:
     """Variant 0 is the crop of a cache with one; crop c of a picture depends on (crop_seed, id, c) alone."""
     resized = cover_sizes(sizes, targets)
     mirrored = np.array([False, True] if flip else [False])
@@ -189,17 +189,22 @@ def encode_units(
             else:
                 decoding.append(coming)
         if decoding:
-            encoding.append(_begin(decoding.popleft(), encoder))
+            encoding.append(_begin(decoding.popleft(), encoder, batch_size))
         while encoding and (len(encoding) >= encoder.depth or not decoding):
             yield _finish(encoding.popleft(), encoder)
 
 
 def _batches(units: Iterable[Unit], pool: ThreadPoolExecutor, batch_size: int) -> Iterator[_Batch]:
     for unit in units:
-        lists = list(_entry_lists(unit, max(1, batch_size // len(unit.geometry.mirrored))))
+        lists = list(_entry_lists(unit, _pictures(unit, batch_size)))
         for number, entries in enumerate(lists):
             fitted = [pool.submit(_fit, unit, entry) for entry in entries]
             yield _Batch(unit, entries, fitted, is_last=number == len(lists) - 1)
+
+
+def _pictures(unit: Unit, batch_size: int) -> int:
+    """Pictures in a batch of canvases."""
+    return max(1, batch_size // len(unit.geometry.mirrored))
 
 
 def _entry_lists(unit: Unit, size: int) -> Iterator[list[int]]:
@@ -211,11 +216,13 @@ def _entry_lists(unit: Unit, size: int) -> Iterator[list[int]]:
             yield entries[first : first + size]
 
 
-def _begin(batch: _Batch, encoder: Encoder) -> _Encoding:
+def _begin(batch: _Batch, encoder: Encoder, batch_size: int) -> _Encoding:
     fitted = {entry: future.result() for entry, future in zip(batch.entries, batch.fitted, strict=True)}
     rejects: dict[int, Outcome] = {entry: each for entry, each in fitted.items() if isinstance(each, Reject)}
     stacks = {entry: each for entry, each in fitted.items() if not isinstance(each, Reject)}
-    in_flight = encoder.begin(np.concatenate(list(stacks.values()))) if stacks else None
+    missing = _pictures(batch.unit, batch_size) - len(stacks)
+    padding = [np.zeros_like(next(iter(stacks.values())))] * missing if stacks else []
+    in_flight = encoder.begin(np.concatenate([*stacks.values(), *padding])) if stacks else None
     return _Encoding(batch, list(stacks), rejects, in_flight)
 
 
@@ -223,7 +230,7 @@ def _finish(encoding: _Encoding, encoder: Encoder) -> UnitOutcomes:
     unit, outcomes = encoding.batch.unit, dict(encoding.rejects)
     if encoding.in_flight is not None:
         latents = encoder.finish(encoding.in_flight)
-        stacks = latents.reshape(len(encoding.entries), -1, *latents.shape[1:])
+        stacks = latents.reshape(-1, len(unit.geometry.mirrored), *latents.shape[1:])[: len(encoding.entries)]
         outcomes |= {entry: _half(unit, entry, stack) for entry, stack in zip(encoding.entries, stacks, strict=True)}
     return UnitOutcomes(unit, outcomes, encoding.batch.is_last)
 

@@ -1,6 +1,6 @@
-"""What is to be prepared and one worker at it: units taken by lease, encoded, and committed beside the next one's encoding.
+"""What is to be prepared and one worker at it: units taken by lease, encoded, committed while the next is encoded.
 
-Owns the order in which a worker takes units and when one counts. Any number of workers, in any processes on any machines
+Owns the order in which a worker takes units and when one counts. Any number of workers, in any processes on machines
 that share the folder, run `work_through` on the same `Work`; what they leave is the same bytes. A unit that a worker
 dies over is taken by another.
 """
@@ -264,7 +264,10 @@ def _commit(out: Path, plan: CachePlan, unit: Unit, outcomes: Mapping[int, Outco
         name: unit.pictures[name].take(each) for name in ("id", "sha256", "tags", "kept_tags", "repeats")
     }
     columns["variant"] = list(range(variants)) * len(kept)
-    for names, pairs in ((("bucket_h", "bucket_w"), geometry.target), (("original_h", "original_w"), geometry.original)):
+    for names, pairs in (
+        (("bucket_h", "bucket_w"), geometry.target),
+        (("original_h", "original_w"), geometry.original),
+    ):
         columns |= {name: np.repeat(pairs[kept, axis], variants).tolist() for axis, name in enumerate(names)}
     corners = geometry.corner[kept].reshape(-1, 2)
     columns |= {"crop_top": corners[:, 0].tolist(), "crop_left": corners[:, 1].tolist()}

@@ -38,7 +38,7 @@ class LatentIndex:
     repeats: Int[np.ndarray, " n"]
     crc32: Int[np.ndarray, " n"]
     variants: int = 1
-    """Latents of each picture: rows p·variants … (p + 1)·variants − 1 are one picture, cropped or mirrored otherwise."""
+    """Latents of each picture: rows p·variants … (p + 1)·variants − 1 are one, cropped or mirrored otherwise."""
 
     def pictures(self) -> Int[np.ndarray, " p"]:
         """The first row of each picture: what a plan draws from."""
@@ -82,7 +82,9 @@ def join_indexes(tables: Sequence[pa.Table], fingerprint: Fingerprint) -> Latent
     variants = fingerprint.variants
     for table in tables:
         if not np.array_equal(table["variant"].to_numpy(), np.arange(table.num_rows) % variants):
-            raise ShardError(f"an index does not have {variants} variants of each picture; run `sumizome prepare` again")
+            raise ShardError(
+                f"an index does not have {variants} variants of each picture; run `sumizome prepare` again"
+            )
     sides = pair("bucket_h", "bucket_w")
     bucket = np.full(len(sides), -1)
     for number, (height, width) in enumerate(fingerprint.buckets):

@@ -100,7 +100,7 @@ class Fingerprint:
     resize: str
     """`buckets.RESIZE_VERSION`."""
     manifest_digest: str
-    """Which pictures and tags there are. It decides the cache, but no latent: those of a picture that stays are kept."""
+    """Which pictures and tags there are. It decides no latent: those of a picture that stays are kept."""
     background: tuple[int, int, int] = (255, 255, 255)
     """What transparent pictures were composited on."""
     precision: str = "float32"
