@@ -6,12 +6,13 @@ PYTHON ?= python3
 # uv installs in seconds what pip installs in minutes; it looks for local wheels where pip was told to.
 UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test test-slow lint emoji clean
+.PHONY: demo test test-faults test-slow lint emoji clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       draw a tagged set, train a tiny SDXL on it, sample, export: 10 minutes on 2 cores"
 	@echo "make test       install what tests need, check style and types, run the tests"
+	@echo "make test-faults  kill, starve and share preparation: 40 kills, a full disk, torchrun, Ray; minutes"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
@@ -34,6 +35,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-faults: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_executors.py tests/test_prepare.py tests/test_prepare_update.py tests/test_leases.py
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow"

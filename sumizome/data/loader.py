@@ -91,7 +91,10 @@ def build_loader(
     if tag_weights.table is not None:
         edited = load_tag_table(tag_weights.table)
         categories, given = {**categories, **edited.categories}, edited.weights
-    train, validation = split_validation(cache.index.id, validation_count)
+    # Rows that are planned are pictures; which of its variants a showing takes is chosen when it is made.
+    pictures = cache.index.pictures()
+    ids = cache.index.id.take(pa.array(pictures)) if cache.index.variants > 1 else cache.index.id
+    train, validation = (pictures[chosen] for chosen in split_validation(ids, validation_count))
     repeats = np.zeros(len(cache), np.int64)
     repeats[train] = cache.index.repeats[train]
     weights = np.zeros(len(cache))
@@ -163,7 +166,18 @@ class BatchLoader:
             for (tags, kept_tags), (epoch, sample_id, repeat) in zip(tagged, showings, strict=True)
         ]
         seeds = [derive_seed(self.seed, "sample", *showing) for showing in showings]
-        return self._assemble(rows, ids, captions, epochs, seeds, self.tag_weight[rows])
+        return self._assemble(rows + self._variants(showings), ids, captions, epochs, seeds, self.tag_weight[rows])
+
+    def _variants(self, showings: list[tuple[int, str, int]]) -> Int[np.ndarray, " b"]:
+        """Which of its stored crops and flips each showing (epoch, id, repeat) is; a function of it and the seed.
+
+        A picture's variants come in turn, from one that its id decides: n epochs show n different ones.
+        """
+        count = self.cache.index.variants
+        if count == 1:
+            return np.zeros(len(showings), np.int64)
+        first = (derive_seed(self.seed, "variant", sample_id, repeat) for _, sample_id, repeat in showings)
+        return np.array([(start + epoch) % count for start, (epoch, _, _) in zip(first, showings, strict=True)])
 
     def _validation_batch(self, rows: Int[np.ndarray, " b"]) -> TrainBatch:
         index = self.cache.index
