@@ -53,19 +53,15 @@ class RayExecutor:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
-        if self.address is None:
-            ray.init(
-                num_cpus=self.num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                _node_ip_address="127.0.0.1",
-            )
-            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
-            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError) as error:
-            raise ConfigError(f"no Ray cluster at {self.address}: {str(error).splitlines()[0]}") from error
+            if self.address is not None:
+                ray.init(address=self.address, **quiet)
+            else:  # its own ports, on loopback
+                ray.init(num_cpus=self.num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            place = f"no Ray cluster at {self.address}" if self.address is not None else "Ray did not start here"
+            raise ConfigError(f"{place}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
 
     def _run(self, ray: Any, work: Work, vae: "AutoencoderKL", units: Sequence[int]) -> Iterator[Event]:
         gpus = (

@@ -71,12 +71,14 @@ def test_a_device_that_is_not_there_is_named_and_the_other_worker_goes_on(case: 
     assert tree_digest(tmp_path / "out") == tree_digest(case.expected)
 
 
+@pytest.mark.slow
 def test_ray_tasks(case: Case, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     finish_by(RayExecutor(device="cpu", num_cpus=2), case, tmp_path / "out")
     assert tree_digest(tmp_path / "out") == tree_digest(case.expected)
 
 
+@pytest.mark.slow
 def test_ray_names_the_failure(case: Case, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     away = replace(case.manifest, sources=(tmp_path / "unmounted",))

@@ -101,7 +101,8 @@ def run(command: Command) -> None:
         last = _watch(steps, console, max(1, workers), shows=speaks)
     summary = f"wrote {last.written:,} latents to {command.out}"
     if last.rejected:
-        summary += f"; {last.rejected:,} pictures rejected, see {command.out / 'rejects.csv'}"
+        pictures = "picture" if last.rejected == 1 else "pictures"
+        summary += f"; {last.rejected:,} {pictures} rejected, see {command.out / 'rejects.csv'}"
     console.print(summary, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -360,8 +360,10 @@ def crc32(record: Float16[np.ndarray, "..."]) -> int:
 # ── Verifying ──
 
 
-def verify_unit(root: Path, plan: CachePlan, unit: int, verify: Literal["full", "size"] = "full") -> UnitRecord:
-    """The unit's record in this plan, once its files are found to be what the record says.
+def verify_unit(
+    root: Path, plan: CachePlan, unit: int, verify: Literal["full", "size", "index"] = "full"
+) -> UnitRecord:
+    """The unit's record in this plan, once its files are what the record says; "index" leaves its latents out.
 
     Raises: ShardError naming the file that is missing, damaged or foreign.
     """
@@ -396,11 +398,11 @@ def verify_own(root: Path, unit: int, remedy: str, verify: Literal["full", "size
     return record
 
 
-def _verify_files(root: Path, record: UnitRecord, verify: Literal["full", "size"], remedy: str) -> None:
+def _verify_files(root: Path, record: UnitRecord, verify: Literal["full", "size", "index"], remedy: str) -> None:
     """The names are made here: one in a record is only ever compared."""
     shard, index, _ = unit_paths(root, record.unit, record.overlay)
     # An overlay that uses none of the unit's latents does not need them.
-    for path in (index,) if record.overlay and not record.written else (shard, index):
+    for path in (index,) if verify == "index" or (record.overlay and not record.written) else (shard, index):
         expected = record.files.get(path.name)
         if expected is None or not path.is_file():
             raise ShardError(f"{path} is missing{'' if expected else ' from its record'}; {remedy}")
