@@ -1,55 +1,67 @@
 """Cached latents, as training reads them: any rows of one bucket, checked, by sample.
 
-Owns opening a latent folder and random reads; its rows in memory are `latent_index`'s, the files' format is `shards`'.
-The invariant: `LatentCache.read` returns only what matches a digest taken before it was written; damage is an error
-that names it.
+Owns opening a latent folder, here or in a store, and random reads; its rows in memory are `latent_index`'s, the files'
+format is `shards`', their bytes come from `shard_files` or `remote_shards`. The invariant: `LatentCache.read` returns
+only what matches a digest taken before it was written; damage is an error that names it.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float16, Int
-from safetensors import SafetensorError, safe_open
 
 from sumizome.data.latent_index import LatentIndex, join_indexes, load_unit_index
+from sumizome.data.remote_shards import RemoteShards
+from sumizome.data.shard_cache import CacheConfig, RemoteShard, ShardCache
+from sumizome.data.shard_files import LocalShards, ShardSource
 from sumizome.data.shards import (
     CachePlan,
     Fingerprint,
-    crc32,
+    UnitRecord,
     differences,
     load_plan,
     tensor_name,
     unit_paths,
     verify_unit,
 )
-from sumizome.errors import ShardError
+from sumizome.data.store import Store, is_remote, open_store
+from sumizome.data.unit_mirror import mirror_units
+from sumizome.errors import ConfigError, ShardError
 from sumizome.shapes import Latents
 
 __all__ = ["LatentCache", "Verify", "open_latents"]
 
 Verify = Literal["auto", "full", "size"]
 """What is checked on opening. "full": SHA-256 of every file. "size": SHA-256 of the indexes, size of the shards.
-"auto": "full" up to 4 GiB. A latent's own CRC-32 is checked whenever it is read, so nothing unchecked is ever used."""
+"auto": "full" up to 4 GiB. A latent's own CRC-32 is checked whenever it is read, so nothing unchecked is ever used.
+In a store that is not this machine's, "full" fetches the shards, as far as the cache has room."""
 
 _FULL_BELOW = 4 * 2**30
+_REQUESTS = 32
+"""Records asked for at once over a network."""
+_AHEAD = 2048
+"""Records held that nobody has read yet: 270 MB at 1024²."""
 
 
 class LatentCache:
-    """An opened latent folder. Not tied to a process or thread: files are mapped when first read."""
+    """An opened latent folder or store. Threads may share it; a forked process may go on with it."""
 
-    def __init__(self, root: Path, plan: CachePlan, index: LatentIndex) -> None:
+    def __init__(self, root: Path | str, plan: CachePlan, index: LatentIndex, shards: ShardSource) -> None:
         self.root = root
         self.plan = plan
         self.index = index
+        self.shards = shards
         self.buckets: Int[np.ndarray, "k 2"] = np.array(plan.fingerprint.buckets, np.int64).reshape(-1, 2)
         """The bucket table, (height, width) px; `index.bucket` points into it."""
         self._mean = torch.tensor(plan.fingerprint.latent_mean, dtype=torch.float32)[:, None, None]
         self._std = torch.tensor(plan.fingerprint.latent_std, dtype=torch.float32)[:, None, None]
-        self._open_tensor = lru_cache(maxsize=None)(_map_tensor)
+        self._pool = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="latents") if shards.parallel else None
+        self._coming: dict[int, Future[np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.index.row)
@@ -74,48 +86,129 @@ class LatentCache:
 
         Raises: ShardError naming the picture whose record is damaged. ValueError for rows of several buckets.
         """
-        (bucket, *others) = np.unique(self.index.bucket[rows]).tolist()
-        if others:
-            raise ValueError(f"rows of {1 + len(others)} buckets cannot be one batch")
-        name = tensor_name(*self.buckets[bucket].tolist())
-        return torch.from_numpy(np.concatenate([self._read_record(name, row) for row in rows.tolist()])).float()
+        buckets = self.index.bucket[rows]
+        if (buckets != buckets[:1]).any():
+            raise ValueError(f"rows of {len(np.unique(buckets))} buckets cannot be one batch")
+        half = np.empty((len(rows), *self._shape(int(buckets[0]))), np.float16)
+        if self._pool is None:
+            self._fill(half, rows)
+        else:
+            self.prefetch(rows)
+            for place, row in enumerate(rows.tolist()):
+                coming = self._coming.pop(row, None)  # None: another thread has asked for the same row, and took it
+                half[place] = self._one(row) if coming is None else coming.result()
+        return torch.from_numpy(half).float()
+
+    def prefetch(self, rows: Int[np.ndarray, " n"]) -> None:
+        """Begins to read rows, of any buckets, that `read` will be asked for. Nothing to do where no network is."""
+        if self._pool is not None:
+            for row in rows.tolist():
+                if row not in self._coming and len(self._coming) < _AHEAD:
+                    self._coming[row] = self._pool.submit(self._one, row)
 
     def normalise(self, raw: Latents) -> Latents:
         """Raw latents as the U-Net sees them: (raw − mean) / std of the VAE that made them."""
         return (raw - self._mean) / self._std
 
-    def _read_record(self, name: str, row: int) -> Float16[np.ndarray, "1 c h w"]:
-        unit, place = int(self.index.unit[row]), int(self.index.row[row])
-        path, *_ = unit_paths(self.root, unit)
-        try:
-            record = np.asarray(self._open_tensor(path, name)[place : place + 1])
-        except (OSError, SafetensorError, IndexError) as error:
-            raise ShardError(f"{path} cannot be read ({error}); {self.plan.remedy}") from error
-        if crc32(record) != self.index.crc32[row]:
+    def _shape(self, bucket: int) -> tuple[int, int, int]:
+        """(channels, height, width) of a bucket's latents."""
+        height, width = (self.buckets[bucket] // self.fingerprint.vae_factor).tolist()
+        return len(self.fingerprint.latent_mean), height, width
+
+    def _one(self, row: int) -> Float16[np.ndarray, "c h w"]:
+        half = np.empty((1, *self._shape(int(self.index.bucket[row]))), np.float16)
+        self._fill(half, np.array([row]))
+        return np.asarray(half[0])
+
+    def _fill(self, half: Float16[np.ndarray, "b c h w"], rows: Int[np.ndarray, " b"]) -> None:
+        """Reads records of one bucket into `half`."""
+        index = self.index
+        tensor = tensor_name(*self.buckets[index.bucket[rows[0]]].tolist())
+        expected = zip(index.unit[rows].tolist(), index.row[rows].tolist(), index.crc32[rows].tolist(), strict=True)
+        size, whole = half[0].nbytes, half.reshape(-1).view(np.uint8).data
+        for number, (unit, row, crc) in enumerate(expected):
+            record = whole[number * size : (number + 1) * size]
+            self.shards.read(unit, tensor, row, record)
+            if zlib.crc32(record) == crc:
+                continue
+            if self.shards.distrust(unit):
+                self.shards.read(unit, tensor, row, record)
+                if zlib.crc32(record) == crc:
+                    continue
             raise ShardError(
-                f"{path} is damaged at picture {self.index.id[row].as_py()}: its CRC-32 is not the one in the index; "
-                f"{self.plan.remedy}"
+                f"{self.shards.location(unit)} is damaged at picture {index.ids(rows[number : number + 1])[0]}: its "
+                f"CRC-32 is not the one in the index; {self.plan.remedy}"
             )
-        return record
 
 
-def _map_tensor(path: Path, name: str) -> Any:
-    """A tensor of a shard, mapped: a slice of it reads that slice."""
-    shard: Any = safe_open(path, framework="np")
-    return shard.get_slice(name)
+def open_latents(root: Path | str, verify: Verify = "auto", cache: CacheConfig | None = None) -> LatentCache:
+    """The latents that `sumizome prepare` wrote, complete and verified; `root` is a folder, or an address of a store.
 
-
-def open_latents(root: Path, verify: Verify = "auto") -> LatentCache:
-    """The latents that `sumizome prepare` wrote, complete and verified.
-
-    Raises: ShardError if a unit is missing, or a file is damaged or foreign, before any of them is used.
+    `cache` says where shards of a store are kept on this machine; a folder needs none.
+    Raises: ShardError if a unit is missing, or a file is damaged or foreign, before any of them is used. StoreError,
+        ConfigError if a store cannot be read.
     """
+    if not is_remote(root):
+        return _open_folder(Path(root), verify)
+    if cache is None:
+        raise ConfigError(f"{root} is not on this machine; give a cache_dir")
+    return _open_store(open_store(root), verify, cache)
+
+
+def _open_folder(root: Path, verify: Verify) -> LatentCache:
     plan = load_plan(root)
-    shards = [unit_paths(root, unit)[0] for unit in range(plan.units)]
+
+    def path_of(unit: int) -> Path:
+        return unit_paths(root, unit)[0]
+
     if verify == "auto":
-        stored = sum(path.stat().st_size for path in shards if path.is_file())
+        paths = [path_of(unit) for unit in range(plan.units)]
+        stored = sum(path.stat().st_size for path in paths if path.is_file())
         verify = "full" if stored <= _FULL_BELOW else "size"
+    level: Literal["full", "size"] = verify
+    index, _ = _load_units(root, plan, lambda unit: verify_unit(root, plan, unit, level))
+    return LatentCache(root, plan, index, LocalShards(path_of, plan.remedy))
+
+
+def _open_store(store: Store, verify: Verify, config: CacheConfig) -> LatentCache:
+    mirror, listed = mirror_units(store, config.folder)
+    try:
+        plan = load_plan(mirror)
+        index, records = _load_units(mirror, plan, lambda unit: verify_unit(mirror, plan, unit, "index"))
+    except ShardError as error:  # the copy is what the store has
+        raise ShardError(str(error).replace(str(mirror), store.address)) from error
+    # Of a unit of which a later generation uses nothing, nothing needs to be there.
+    shards = {record.unit: _remote_shard(record, listed, store, plan) for record in records if record.written}
+    stored = sum(shard.size for shard in shards.values())
+    full = verify == "full" or (verify == "auto" and stored <= min(_FULL_BELOW, config.limit))
+    cache = ShardCache(config) if config.limit else None
+    source = RemoteShards(store, shards, cache, plan.remedy, verify=full)
+    if full:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(source.fetch_verified, shards))
+    elif cache is not None:
+        source.fill()
+    return LatentCache(store.address, plan, index, source)
+
+
+def _load_units(
+    root: Path, plan: CachePlan, verified: Callable[[int], UnitRecord]
+) -> tuple[LatentIndex, list[UnitRecord]]:
     with ThreadPoolExecutor() as pool:  # hashing and decompression leave Python's lock
-        records = pool.map(lambda unit: verify_unit(root, plan, unit, verify), range(plan.units))
+        records = list(pool.map(verified, range(plan.units)))
         tables = list(pool.map(lambda record: load_unit_index(root, record), records))
-    return LatentCache(root, plan, join_indexes(tables, plan.fingerprint))
+    return join_indexes(tables, plan.fingerprint), records
+
+
+def _remote_shard(record: UnitRecord, listed: dict[str, int], store: Store, plan: CachePlan) -> RemoteShard:
+    """Raises: ShardError unless the store lists the unit's shard with the size that its record says."""
+    path = unit_paths(Path(), record.unit)[0]
+    told = record.files[path.name]
+    shard = RemoteShard(path.as_posix(), str(told["sha256"]), int(told["bytes"]))
+    if shard.name not in listed:
+        raise ShardError(f"{store.location(shard.name)} is missing; {plan.remedy}")
+    if listed[shard.name] != shard.size:
+        raise ShardError(
+            f"{store.location(shard.name)} has {listed[shard.name]} bytes, its record says {shard.size}; {plan.remedy}"
+        )
+    return shard

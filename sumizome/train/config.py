@@ -70,7 +70,7 @@ class TrainConfig:
     model: Path
     """Base model: a diffusers SDXL folder or a single safetensors file. It is only read."""
     latents: Path
-    """Latent shards, as `sumizome prepare` wrote them with this model's VAE."""
+    """Latent shards, as `sumizome prepare` wrote them with this model's VAE: a folder, or s3://bucket/prefix."""
     run_dir: Path
     """Where the run lives. One that holds checkpoints is continued; the same command resumes."""
     steps: int = 1000
@@ -95,6 +95,10 @@ class TrainConfig:
     """"auto" takes a CUDA device when there is one; else as torch names it: cpu, cuda, cuda:1."""
     log_every: int = 10
     """Steps averaged into one record of metrics.jsonl."""
+    cache_dir: Path = Path("~/.cache/sumizome")
+    """Where shards of latents on S3 are kept on this machine; all processes of a machine may share it."""
+    cache_size: float = 100.0
+    """GB (10⁹ bytes) of them at most. What has no room is read record by record; 0 = everything is."""
     tensorboard: bool = True
     """Write TensorBoard events below run_dir/tensorboard."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -111,6 +115,8 @@ class TrainConfig:
         for name in ("steps", "micro_batch_size", "micro_batches_per_step", "max_chunks", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
+        if self.cache_size < 0:
+            raise ConfigError(f"cache_size is {self.cache_size}; give 0 or more GB")
         top = self.schedule.num_timesteps - 1
         if self.validation.every and not self.validation.timesteps:
             raise ConfigError("validation.timesteps is empty; name some, or set validation.every to 0")

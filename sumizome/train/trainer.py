@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sumizome.data.latents import open_latents
+from sumizome.data.shard_cache import CacheConfig
 from sumizome.data.loader import BatchLoader, TrainBatch, build_loader
 from sumizome.device import choose_device
 from sumizome.diffusion.loss import build_loss
@@ -269,7 +270,8 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
 
 def _build_loader(config: TrainConfig, model: SDXLModel) -> BatchLoader:
     """The loader of the run's latents, which must be those of this model's VAE."""
-    cache = open_latents(config.latents)
+    here = CacheConfig(config.cache_dir.expanduser(), round(config.cache_size * 1e9))
+    cache = open_latents(config.latents, cache=here)
     cache.require(vae_digest=vae_digest(model.vae))
     return build_loader(
         cache,
