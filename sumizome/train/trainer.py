@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sumizome.data.latents import open_latents
-from sumizome.data.shard_cache import CacheConfig
 from sumizome.data.loader import BatchLoader, TrainBatch, build_loader
+from sumizome.data.shard_cache import CacheConfig
 from sumizome.device import choose_device
 from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import build_noise_schedule
