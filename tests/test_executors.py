@@ -1,4 +1,7 @@
-"""Who works leaves no trace: processes, two preparers at once, torchrun's ranks and Ray write the same bytes."""
+"""Who works leaves no trace: processes, two preparers at once, torchrun's ranks and Ray write the same bytes.
+
+What needs new interpreters, a cluster or many kills is slow: `make test-faults` runs it all.
+"""
 
 import os
 import signal
@@ -57,6 +60,7 @@ def test_each_units_own_share_first() -> None:
     assert [sorted(in_turn([4, 7, 9], worker, 4)) for worker in range(4)] == [[4, 7, 9]] * 4
 
 
+@pytest.mark.slow  # like all that start an interpreter, which imports for seconds
 def test_two_processes(case: Case, tmp_path: Path) -> None:
     steps = finish_by(LocalExecutor(("cpu", "cpu")), case, tmp_path / "out")
     assert tree_digest(tmp_path / "out") == tree_digest(case.expected)
@@ -64,6 +68,7 @@ def test_two_processes(case: Case, tmp_path: Path) -> None:
     assert finish_by(LocalExecutor(("cpu", "cpu")), case, tmp_path / "out")[-1].found == COUNT
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_named_and_the_other_worker_goes_on(case: Case, tmp_path: Path) -> None:
     steps = finish_by(LocalExecutor(("cpu", "cuda:7")), case, tmp_path / "out")
     told = [note for step in steps for note in step.notes]
@@ -99,7 +104,7 @@ def torchrun(*arguments: str, breaks: str = "") -> subprocess.CompletedProcess[s
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False
+        [*command, *arguments], capture_output=True, text=True, env=environment, timeout=600, check=False
     )
 
 
@@ -124,6 +129,7 @@ def without_command(root: Path) -> dict[str, str]:
     return {name: digest for name, digest in tree_digest(root).items() if name != "latents.json"}
 
 
+@pytest.mark.slow
 def test_two_ranks(by_one: tuple[list[str], Path], tmp_path: Path) -> None:
     words, expected = by_one
     done = torchrun(*words, "--out", str(tmp_path / "out"))
@@ -142,6 +148,7 @@ if os.environ["RANK"] == "1":
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_is_named_and_the_other_finishes(by_one: tuple[list[str], Path], tmp_path: Path) -> None:
     words, expected = by_one
     done = torchrun(*words, "--out", str(tmp_path / "out"), breaks=BREAKS_RANK_1)
