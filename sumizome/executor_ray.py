@@ -6,6 +6,7 @@ belongs on a private network. The invariant: as in `executors`; Ray repeats a ta
 """
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -53,15 +54,26 @@ class RayExecutor:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
+        self._check_address()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self.address is not None:
                 ray.init(address=self.address, **quiet)
             else:  # its own ports, on loopback
                 ray.init(num_cpus=self.num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray tells a start that failed by a bare Exception
+            ray.shutdown()
             place = f"no Ray cluster at {self.address}" if self.address is not None else "Ray did not start here"
             raise ConfigError(f"{place}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+
+    def _check_address(self) -> None:
+        """Raises: ConfigError if nothing listens there; Ray itself would try for minutes."""
+        host, separator, port = (self.address or "").rpartition(":")
+        if separator and "/" not in host and port.isdigit():
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except OSError as error:
+                raise ConfigError(f"no Ray cluster at {self.address}: {error.strerror or error}") from error
 
     def _run(self, ray: Any, work: Work, vae: "AutoencoderKL", units: Sequence[int]) -> Iterator[Event]:
         gpus = (

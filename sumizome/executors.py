@@ -107,7 +107,8 @@ def _gather(events: Any, workers: Sequence[Any], failures: dict[int, BaseExcepti
                     failures[number] = DataError(f"the process ended without a word (exit {workers[number].exitcode})")
             continue
         if isinstance(event, Event):
-            yield event
+            if not event.by_others:  # each worker sees what the other ones finish
+                yield event
         else:
             ended.add(number)
             if event is not None:

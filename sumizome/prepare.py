@@ -99,14 +99,15 @@ def prepare_latents(
     for event in (executor or LocalExecutor()).make(work, vae, left):
         progress = progress.after(event)
         yield progress
-    waste, progress = _finish(work, stock)
+    waste, records = _finish(work, stock)
+    # Counted anew from the records: of several workers, each tells only what it saw.
+    counted = _progress(plan, records, _told(waste))
+    progress = replace(counted, found=progress.found, vae_seconds=progress.vae_seconds)
     if progress.written == 0:
         raise DataError(
             f"none of the {len(manifest)} pictures could be prepared; {out / 'rejects.csv'} says why of each"
         )
-    if waste.latents:
-        told = f"{waste.latents:,} latents ({waste.bytes / 1e6:,.0f} MB) of pictures that are gone stay in their units"
-        yield replace(progress, notes=(told,))
+    yield progress
 
 
 def _fingerprint(manifest: Manifest, vae: AutoencoderKL, config: PrepareConfig, table: Canvases) -> Fingerprint:
@@ -257,7 +258,7 @@ def _progress(plan: CachePlan, records: dict[int, UnitRecord], notes: tuple[str,
 # ── The end ──
 
 
-def _finish(work: Work, stock: Stock) -> tuple[Waste, PrepareProgress]:
+def _finish(work: Work, stock: Stock) -> tuple[Waste, dict[int, UnitRecord]]:
     """Puts the finished generation in the place of the one before, and says what of that is left over."""
     out, plan = work.out, work.plan
     with Leases(lease_folder(out)) as leases, leases.holding("plan"):
@@ -269,7 +270,13 @@ def _finish(work: Work, stock: Stock) -> tuple[Waste, PrepareProgress]:
         plan_path(out, finished=False).unlink(missing_ok=True)
         waste = remove_unused(out, plan)
         leases.remove_dead()
-    return waste, _progress(plan, records, ())
+    return waste, records
+
+
+def _told(waste: Waste) -> tuple[str, ...]:
+    if not waste.latents:
+        return ()
+    return (f"{waste.latents:,} latents ({waste.bytes / 1e6:,.0f} MB) of pictures that are gone stay in their units",)
 
 
 def _is_finished(out: Path, plan: CachePlan) -> bool:

@@ -88,7 +88,12 @@ def test_ray_names_the_failure(case: Case, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     away = replace(case.manifest, sources=(tmp_path / "unmounted",))
     with pytest.raises(DataError, match="Is a drive missing"):
-        list(prepare_latents(away, case.vae, tmp_path / "out", replace(CONFIG, unit_size=10), executor=RayExecutor()))
+        steps = RayExecutor(device="cpu", num_cpus=2)
+        list(prepare_latents(away, case.vae, tmp_path / "out", replace(CONFIG, unit_size=10), executor=steps))
+
+
+def test_a_ray_cluster_that_is_not_there_is_named_at_once(case: Case, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
     with pytest.raises(ConfigError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         finish_by(RayExecutor(address="127.0.0.1:1"), case, tmp_path / "other")
 

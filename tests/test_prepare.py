@@ -90,7 +90,7 @@ def test_each_latent_is_the_crop_that_its_conditioning_names(
             by_hand = vae.encode(pixels).latent_dist.mean * 0.13025
         torch.testing.assert_close(batch.latents, by_hand, rtol=2e-3, atol=2e-5)  # float16 keeps 11 bits
         crops.add((top, left))
-    assert len(crops) > 3, "the crops must differ, or their conditioning was not tested"
+    assert len(crops) > 2, "the crops must differ, or their conditioning was not tested"
 
 
 def test_a_neighbouring_crop_would_be_noticed(prepared: Path, manifest: Manifest, vae: AutoencoderKL) -> None:
