@@ -179,7 +179,7 @@ def _watch(steps: "Iterable[PrepareProgress]", console: "Console", workers: int,
                 spoken = monotonic()
                 terminal.print(f"{step.done:,} of {step.total:,} pictures, {told}", highlight=False, soft_wrap=True)
     if step.found:
-        console.print(f"{step.found:,} of them had been prepared before", markup=False, highlight=False)
+        console.print(f"{step.found:,} of them had been prepared before, or by others", markup=False, highlight=False)
     if step.vae_seconds:
         share = step.vae_seconds / workers / max(seconds, 1e-9)
         console.print(
