@@ -6,7 +6,6 @@ a run that was killed anywhere and started again leaves the same bytes as one th
 finished before can be trained on.
 """
 
-import csv
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from diffusers import AutoencoderKL
 
 from sumizome.data.buckets import RESIZE_VERSION, Canvases, bucket_table
 from sumizome.data.manifest import Manifest
+from sumizome.data.reject_table import write_rejects
 from sumizome.data.reuse import Stock, Waste, commit_kept, find_stock, own_units, remove_unused
 from sumizome.data.shards import (
     CachePlan,
@@ -31,7 +31,6 @@ from sumizome.data.shards import (
 )
 from sumizome.errors import ConfigError, DataError, ShardError
 from sumizome.executors import Executor, LocalExecutor
-from sumizome.files import write_atomically
 from sumizome.leases import Leases
 from sumizome.models.vae import latent_statistics, vae_digest, vae_factor
 from sumizome.prepare_work import Event, PrepareConfig, Work, lease_folder
@@ -264,7 +263,8 @@ def _finish(work: Work, stock: Stock) -> tuple[Waste, dict[int, UnitRecord]]:
     with Leases(lease_folder(out)) as leases, leases.holding("plan"):
         commit_kept(out, plan, stock, work.manifest)
         records = {number: verify_unit(out, plan, number, "size") for number in plan.new_units}
-        _write_rejects(out / "rejects.csv", work.manifest, records.values())
+        rejects = (each for _, record in sorted(records.items()) for each in record.rejects)
+        write_rejects(out / "rejects.csv", rejects, work.manifest.sources)
         if not _is_finished(out, plan):
             write_plan(out, plan)
         plan_path(out, finished=False).unlink(missing_ok=True)
@@ -281,20 +281,3 @@ def _told(waste: Waste) -> tuple[str, ...]:
 
 def _is_finished(out: Path, plan: CachePlan) -> bool:
     return _has_plan(out, True) and load_plan(out) == plan
-
-
-def _write_rejects(path: Path, manifest: Manifest, records: Iterable[UnitRecord]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["source", "path", "reason", "sentence"])
-            for record in sorted(records, key=lambda record: record.unit):
-                for source, *texts in record.rejects:
-                    writer.writerow([_cell(text) for text in (str(manifest.sources[source]), *texts)])
-
-    write_atomically(path, write)
-
-
-def _cell(text: str) -> str:
-    """A spreadsheet runs a cell that begins like a formula; a leading apostrophe makes it text."""
-    return ("'" if text[:1] in tuple("=+-@\t\r") else "") + text

@@ -20,6 +20,7 @@ COMMANDS = {
     "init": "make a tiny model of SDXL's architecture, to try everything on a CPU",
     "ingest": "read folders of tagged pictures, decode each one, write a manifest",
     "tags": "show a manifest's tags by category and frequency, and write their loss weights as a table",
+    "data report": "show a data set on one HTML page: buckets, tags, weights, captions, duplicates, rejects",
     "prepare": "encode the manifest's pictures into latent shards, by aspect-ratio bucket",
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",

@@ -6,7 +6,6 @@ of workers. Reads the user's folders and never writes there. What a source holds
 `images`, what a tag is in `tags`, what rules make of them in `rules`.
 """
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,18 +17,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sumizome.data.csv_table import write_csv
 from sumizome.data.duplicates import find_copies
 from sumizome.data.images import WHITE, Colour, ImageRejected
 from sumizome.data.inspection import Facts, Look, Outcome, inspect_all
 from sumizome.data.manifest import SCHEMA, Manifest, write_manifest
+from sumizome.data.reject_table import write_rejects
 from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
 from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
 from sumizome.data.sources import ImageTask, Reject, printable, scan_source
 from sumizome.data.tags import GENERAL, load_tag_categories
 from sumizome.errors import ConfigError, DataError
-from sumizome.files import write_atomically
 
-__all__ = ["IngestResult", "Progress", "available_cores", "ingest", "ingest_to", "rejects_path"]
+__all__ = [
+    "COPY_COLUMNS",
+    "IngestResult",
+    "Progress",
+    "available_cores",
+    "copies_path",
+    "ingest",
+    "ingest_to",
+    "rejects_path",
+]
 
 Progress: TypeAlias = Callable[[int, int], object]
 """called with (pictures done, pictures in all)"""
@@ -92,7 +101,7 @@ def ingest_to(
         workers=workers,
         progress=progress,
     )
-    _write_rejects(result, rejects_path(manifest_path))
+    write_rejects(rejects_path(manifest_path), result.rejects, result.manifest.sources)
     _write_copies(result, copies_path(manifest_path))
     if not len(result.manifest):
         raise DataError(
@@ -331,34 +340,16 @@ def _ids(digests: pa.ChunkedArray) -> pa.Array:
     return pa.array(ids, pa.string())
 
 
-# --- rejects ----------------------------------------------------------------------------------------------------------
+# --- copies -----------------------------------------------------------------------------------------------------------
 
 
-def _write_rejects(result: IngestResult, path: Path) -> None:
-    roots = [str(root) for root in result.manifest.sources]
-    lines = ([roots[source], *texts] for source, *texts in result.rejects)
-    _write_csv(path, ["source", "path", "reason", "sentence"], lines)
+COPY_COLUMNS = ("source", "path", "kind", "distance", "kept_source", "kept_path", "dropped")
+"""of .duplicates.csv"""
 
 
 def _write_copies(result: IngestResult, path: Path) -> None:
-    roots = [str(root) for root in result.manifest.sources]
-    header = ["source", "path", "kind", "distance", "kept_source", "kept_path", "dropped"]
+    roots = [printable(str(root)) for root in result.manifest.sources]
     lines = (
         (roots[source], *middle, roots[kept], path, dropped) for source, *middle, kept, path, dropped in result.copies
     )
-    _write_csv(path, header, lines)
-
-
-def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Iterable[object]]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows([_cell(str(value)) for value in line] for line in lines)
-
-    write_atomically(path, write)
-
-
-def _cell(text: str) -> str:
-    """A spreadsheet runs a cell that begins like a formula; a leading apostrophe makes it text."""
-    return ("'" if text[:1] in tuple("=+-@\t\r") else "") + printable(text)
+    write_csv(path, COPY_COLUMNS, lines)

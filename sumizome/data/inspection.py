@@ -14,8 +14,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
+
+from PIL import Image
 
 from sumizome.data.duplicates import FLAT, perceptual_hash
 from sumizome.data.images import Colour, ImageRejected, read_image
@@ -47,6 +50,8 @@ class Facts(NamedTuple):
     profile_ignored: bool
     perceptual_hash: int = FLAT
     """where it was asked for"""
+    thumbnail: bytes = b""
+    """WebP, where it was asked for"""
 
 
 class Look(NamedTuple):
@@ -54,6 +59,8 @@ class Look(NamedTuple):
 
     background: Colour
     hashed: bool
+    thumbnail: int = 0
+    """px of the longer side; 0 = none"""
 
 
 Outcome: TypeAlias = Facts | tuple[str, str]
@@ -66,13 +73,21 @@ def _inspect(task: ImageTask, look: Look) -> Outcome:
         tags = _read_tags(task)
         decoded = read_image(Path(task.root, task.path), look.background, md5=task.md5)
         seen = perceptual_hash(decoded.image) if look.hashed else FLAT
+        thumbnail = _thumbnail(decoded.image, look.thumbnail) if look.thumbnail else b""
     except ImageRejected as error:
         return error.reason, str(error)
     except MemoryError:
         return "out_of_memory", "the picture does not fit in memory."
     height, width = decoded.image.height, decoded.image.width
     facts = (decoded.sha256, decoded.file_bytes, decoded.format, height, width, tags, decoded.profile_ignored)
-    return Facts(*facts, perceptual_hash=seen)
+    return Facts(*facts, perceptual_hash=seen, thumbnail=thumbnail)
+
+
+def _thumbnail(picture: Image.Image, side: int) -> bytes:
+    width, height = (max(1, round(length * min(1.0, side / max(picture.size)))) for length in picture.size)
+    file = BytesIO()
+    picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0).save(file, "WEBP", quality=80)
+    return file.getvalue()
 
 
 def _read_tags(task: ImageTask) -> ParsedTags:

@@ -14,15 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from sumizome.data.csv_table import unguard, write_csv
 from sumizome.data.tags import MAX_TAG_LENGTH
 from sumizome.errors import DataError
-from sumizome.files import write_atomically
 
 __all__ = ["FrequencyClass", "TagTable", "frequency_classes", "load_tag_table", "write_tag_table"]
 
 _COLUMNS = ["tag", "category", "count", "weight", "effective"]
-_GUARDED = tuple("=+-@\t\r'")
-"""a cell that begins so is written behind an apostrophe, which reading takes off again"""
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,9 @@ class TagTable:
 def write_tag_table(statistics: pa.Table, path: Path) -> None:
     """Writes what `tags.tag_statistics` found. Raises: DataError if the disk refuses."""
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
-            for batch in statistics.to_batches(65_536):
-                for row in batch.to_pylist():
-                    tag, category = _guard(row["tag"]), _guard(row["category"])
-                    writer.writerow([tag, category, row["count"], repr(row["weight"]), f"{row['effective']:.6g}"])
-
-    write_atomically(path, write)
+    rows = (row for batch in statistics.to_batches(65_536) for row in batch.to_pylist())
+    lines = ([r["tag"], r["category"], r["count"], repr(r["weight"]), f"{r['effective']:.6g}"] for r in rows)
+    write_csv(path, _COLUMNS, lines)
 
 
 def load_tag_table(path: Path) -> TagTable:
@@ -61,11 +52,11 @@ def load_tag_table(path: Path) -> TagTable:
             if missing := {"tag", "weight"} - set(rows.fieldnames or ()):
                 raise DataError(f"expected a column {sorted(missing)[0]} in {path}, found {rows.fieldnames}.")
             for row in rows:
-                tag, where = _unguard(row["tag"] or ""), f"{path}, line {rows.line_num}"
+                tag, where = unguard(row["tag"] or ""), f"{path}, line {rows.line_num}"
                 if not tag or len(tag) > MAX_TAG_LENGTH or tag in weights:
                     raise DataError(f"{where}: expected each tag once, found {tag[:80]!r}.")
                 weights[tag] = _weight(row["weight"] or "", where)
-                if category := _unguard(row.get("category") or ""):
+                if category := unguard(row.get("category") or ""):
                     categories[tag] = category
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"expected a CSV of tags in UTF-8, found {path} unreadable: {error}.") from error
@@ -80,14 +71,6 @@ def _weight(text: str, where: str) -> float:
     if not (math.isfinite(weight) and weight > 0):
         raise DataError(f"{where}: expected a weight above 0, found {text[:40]!r}.")
     return weight
-
-
-def _guard(text: str) -> str:
-    return "'" + text if text.startswith(_GUARDED) else text
-
-
-def _unguard(text: str) -> str:
-    return text.removeprefix("'")
 
 
 class FrequencyClass(NamedTuple):

@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sumizome.data.tag_codes import CodedTags, code_tags
 from sumizome.errors import ConfigError, DataError
 
 __all__ = [
@@ -25,12 +25,14 @@ __all__ = [
     "MAX_TAG_LENGTH",
     "ParsedTags",
     "TagWeightConfig",
+    "Weighed",
     "load_tag_categories",
     "normalise_tag",
     "parse_tags",
     "tag_counts",
     "tag_loss_weights",
     "tag_statistics",
+    "weigh",
 ]
 
 MAX_TAGS = 2000
@@ -96,21 +98,10 @@ def tag_counts(table: pa.Table, *, weigh_repeats: bool = False) -> pa.Table:
 
     Counts images; with `weigh_repeats` the times that an epoch shows the tag (column `repeats`).
     """
-    vocabulary, codes, rows = _encode(table["tags"])
-    repeats = table["repeats"].to_numpy() if weigh_repeats else np.ones(len(table), np.int64)
-    counts = np.bincount(codes, weights=repeats[rows], minlength=len(vocabulary)).astype(np.int64)
-    counted = pa.table({"tag": vocabulary, "count": counts})
+    coded = code_tags(table["tags"])
+    counts = coded.sums(table["repeats"].to_numpy() if weigh_repeats else None).astype(np.int64)
+    counted = pa.table({"tag": coded.vocabulary, "count": counts})
     return counted.sort_by([("count", "descending"), ("tag", "ascending")])
-
-
-def _encode(tags: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int32], NDArray[np.int64]]:
-    """(vocabulary, index into it of each tag, row of each tag)."""
-    encoded = pc.list_flatten(tags).dictionary_encode().unify_dictionaries()
-    vocabulary = encoded.chunk(0).dictionary if encoded.num_chunks else pa.array([], pa.string())
-    indices = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    codes = np.concatenate([np.empty(0, np.int32), *indices]).astype(np.int32, copy=False)
-    lengths = pc.list_value_length(tags).to_numpy()
-    return vocabulary, codes, np.repeat(np.arange(len(tags)), lengths)
 
 
 # --- categories -------------------------------------------------------------------------------------------------------
@@ -197,14 +188,35 @@ def tag_loss_weights(
     repeats = table["repeats"].to_numpy().astype(np.float64)
     if (config.strength == 0 and given is None) or not len(table):
         return np.ones(len(table))
-    vocabulary, codes, rows = _encode(table["tags"])
-    names, category = _categorise(vocabulary, categories or {})
-    counts = np.bincount(codes, weights=repeats[rows], minlength=len(vocabulary)).astype(np.float64)
+    coded = code_tags(table["tags"])
+    names, category = _categorise(coded.vocabulary, categories or {})
+    tag_weight = _weigh_tags(coded, repeats, category, len(names), config, given)
+    return _image_weights(coded, tag_weight, category, len(names), repeats, config)
+
+
+def _weigh_tags(
+    coded: CodedTags,
+    repeats: Weights,
+    category: NDArray[np.int64],
+    category_count: int,
+    config: TagWeightConfig,
+    given: Mapping[str, float] | None,
+) -> Weights:
+    """The weight of each entry of the vocabulary: computed, or as given."""
     if given is None:
-        tag_weight = _tag_weights(counts, category, len(names), config)
-    else:
-        tag_weight = np.array([given.get(tag, 1.0) for tag in vocabulary.to_pylist()], np.float64)
-    raw = _mean_by_category(len(table), rows, tag_weight[codes], category[codes], len(names))
+        return _tag_weights(coded.sums(repeats), category, category_count, config)
+    return np.array([given.get(tag, 1.0) for tag in coded.vocabulary.to_pylist()], np.float64)
+
+
+def _image_weights(
+    coded: CodedTags,
+    tag_weight: Weights,
+    category: NDArray[np.int64],
+    category_count: int,
+    repeats: Weights,
+    config: TagWeightConfig,
+) -> Weights:
+    raw = _mean_by_category(coded, tag_weight, category, category_count)
     return _bounded_with_mean_one(raw, repeats, config.min_weight, config.max_weight)
 
 
@@ -215,6 +227,15 @@ def _tag_weights(counts: Weights, category: NDArray[np.int64], category_count: i
     typical = np.bincount(category, weights=counts * log_counts, minlength=category_count) / occurrences
     weights: Weights = np.exp(config.strength * (typical[category] - log_counts))
     return weights
+
+
+class Weighed(NamedTuple):
+    """What weighting makes of a data set."""
+
+    images: Weights
+    """as of `tag_loss_weights`"""
+    tags: pa.Table
+    """as of `tag_statistics`"""
 
 
 def tag_statistics(
@@ -228,27 +249,33 @@ def tag_statistics(
     Columns: `tag`, `category`, `count` (times that an epoch shows it), `weight` (the tag's own) and `effective` (the
     sum of the loss weights of these showings: the count as training feels it). Arguments as of `tag_loss_weights`.
     """
-    vocabulary, codes, rows = _encode(table["tags"])
-    names, category = _categorise(vocabulary, categories or {})
+    return weigh(table, config, categories, given).tags
+
+
+def weigh(
+    table: pa.Table,
+    config: TagWeightConfig,
+    categories: Mapping[str, str] | None = None,
+    given: Mapping[str, float] | None = None,
+) -> Weighed:
+    """`tag_loss_weights` and `tag_statistics` at once."""
+    coded = code_tags(table["tags"])
+    names, category = _categorise(coded.vocabulary, categories or {})
     shown = table["repeats"].to_numpy().astype(np.float64)
-    felt = shown * tag_loss_weights(table, config, categories, given)
-    counts, effective = (
-        np.bincount(codes, weights=each[rows], minlength=len(vocabulary)).astype(np.float64) for each in (shown, felt)
-    )
-    if given is None:
-        weights = _tag_weights(counts, category, len(names), config)
-    else:
-        weights = np.array([given.get(tag, 1.0) for tag in vocabulary.to_pylist()], np.float64)
+    weights = _weigh_tags(coded, shown, category, len(names), config, given)
+    images = np.ones(len(table))
+    if len(table) and (config.strength > 0 or given is not None):
+        images = _image_weights(coded, weights, category, len(names), shown, config)
     found = pa.table(
         {
-            "tag": vocabulary,
+            "tag": coded.vocabulary,
             "category": pa.array(names).take(pa.array(category)),
-            "count": counts.astype(np.int64),
+            "count": coded.sums(shown).astype(np.int64),
             "weight": weights,
-            "effective": effective,
+            "effective": coded.sums(shown * images),
         }
     )
-    return found.sort_by([("count", "descending"), ("tag", "ascending")])
+    return Weighed(images, found.sort_by([("count", "descending"), ("tag", "ascending")]))
 
 
 def _categorise(vocabulary: pa.Array, categories: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
@@ -260,18 +287,19 @@ def _categorise(vocabulary: pa.Array, categories: Mapping[str, str]) -> tuple[li
 
 
 def _mean_by_category(
-    row_count: int, rows: NDArray[np.int64], weights: Weights, category: NDArray[np.int64], category_count: int
+    coded: CodedTags, tag_weight: Weights, category: NDArray[np.int64], category_count: int
 ) -> Weights:
     """[rows]: the mean over an image's categories of the mean over its tags in each; 1 for an image without tags."""
-    total, present = np.zeros(row_count), np.zeros(row_count, np.int64)
-    for index in range(category_count):  # one category at a time: a table of rows × categories would be large
-        mine = category == index
-        tags = np.bincount(rows[mine], minlength=row_count)
-        sums = np.bincount(rows[mine], weights=weights[mine], minlength=row_count)
-        total += sums / np.maximum(tags, 1)
-        present += tags > 0
-    mean: Weights = np.where(present > 0, total / np.maximum(present, 1), 1.0)
-    return mean
+    means = []
+    for lengths, codes in coded.batches():
+        cell = np.repeat(np.arange(len(lengths)) * category_count, lengths) + category[codes]
+        cells = len(lengths) * category_count
+        tags = np.bincount(cell, minlength=cells).reshape(-1, category_count)
+        sums = np.bincount(cell, weights=tag_weight[codes], minlength=cells).reshape(-1, category_count)
+        present = (tags > 0).sum(axis=1)
+        total = (sums / np.maximum(tags, 1)).sum(axis=1)
+        means.append(np.where(present > 0, total / np.maximum(present, 1), 1.0))
+    return np.concatenate([np.empty(0), *means])
 
 
 def _bounded_with_mean_one(raw: Weights, repeats: Weights, low: float, high: float) -> Weights:

@@ -9,10 +9,12 @@ import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ __all__ = [
     "bpe_vocabulary",
     "build_tokenizer",
     "chunk_prompt",
+    "count_chunks",
     "encode_prompts",
     "tokenize",
 ]
@@ -128,6 +131,49 @@ def chunk_prompt(prompt: str, max_chunks: int = 3) -> ChunkedPrompt:
     used = sum(map(len, kept))
     dropped = prompt[encoding.offsets[used][0] :] if used < len(encoding.ids) else ""
     return ChunkedPrompt(tuple(map(tuple, kept)), dropped)
+
+
+def count_chunks(prompts: Sequence[str]) -> Int[np.ndarray, "n 2"]:
+    """(tokens, chunks that they need) of each prompt, as `chunk_prompt` fills them without a limit; for statistics.
+
+    No word reaches over a space, so what stands between ", " is tokenised once however many prompts hold it.
+    """
+    pieces = [_pieces(prompt) for prompt in prompts]
+    distinct = list(dict.fromkeys(piece for each in pieces for piece in each))
+    lengths = dict(zip(distinct, _tag_lengths(distinct), strict=True))
+    counts = np.zeros((len(prompts), 2), np.int64)
+    for row, each in enumerate(pieces):
+        tags = [length for piece in each for length in lengths[piece]]
+        counts[row] = sum(tags), _chunks_of(tags)
+    return counts
+
+
+def _pieces(prompt: str) -> list[str]:
+    *closed, last = prompt.split(", ")
+    return [f"{piece}," for piece in closed] + [last]
+
+
+def _tag_lengths(texts: Sequence[str]) -> list[list[int]]:
+    """Of each text the tokens of its tags, each with its comma."""
+    commas = _comma_ids()
+    lengths = []
+    for encoding in build_tokenizer().encode_batch_fast(list(texts)):
+        ends = [place + 1 for place, token in enumerate(encoding.ids) if token in commas]
+        lengths.append([end - start for start, end in pairwise([0, *ends, len(encoding.ids)]) if end > start])
+    return lengths
+
+
+def _chunks_of(tag_lengths: Sequence[int]) -> int:
+    """Chunks that tags of these lengths (in tokens) fill, greedily and in order."""
+    chunks, filled = 1, 0
+    for length in tag_lengths:
+        if filled and filled + length > CHUNK_TOKENS:
+            chunks, filled = chunks + 1, 0
+        filled += length
+        if filled > CHUNK_TOKENS:  # a tag longer than a chunk
+            more = (filled - 1) // CHUNK_TOKENS
+            chunks, filled = chunks + more, filled - more * CHUNK_TOKENS
+    return chunks
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import nn
 
 from sumizome import __version__
 from sumizome.errors import CheckpointError, ConfigError
-from sumizome.files import hold_lock, write_atomically
+from sumizome.files import hold_lock, sha256_of, write_atomically
 from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.models.vae import model_digest, vae_digest
 from sumizome.settings import as_mapping, read_toml, to_toml
@@ -37,6 +37,7 @@ __all__ = [
     "load_trained_model",
     "read_run_config",
     "record_run",
+    "table_digest",
     "trained_parameters",
 ]
 
@@ -80,6 +81,7 @@ def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
     path = config.run_dir / "config.toml"
     if path.exists() and list_checkpoints(config.run_dir / "checkpoints"):
         _check_unchanged(path, config)
+        _check_table(config.run_dir, facts.get(_TABLE))
     _write_text(path, to_toml(config))
     environment = {
         "sumizome": __version__,
@@ -110,6 +112,27 @@ def _check_unchanged(path: Path, config: TrainConfig) -> None:
                 f"{path.parent}: this run was started with {key} = {started.get(key)!r}, now it is {now.get(key)!r}, "
                 "which would train something else; restore the setting, or choose another run_dir"
             )
+
+
+_TABLE = "tag_table_sha256"
+
+
+def table_digest(table: Path | None) -> dict[str, str]:
+    """What a run remembers of the tag table that it weighs by: its name would be the same after an edit."""
+    return {} if table is None else {_TABLE: sha256_of(table)}
+
+
+def _check_table(run_dir: Path, digest: str | None) -> None:
+    """Raises: ConfigError if the tag table is no longer the one that the run was last started with."""
+    try:
+        before = json.loads((run_dir / "environment.json").read_text(encoding="utf-8")).get(_TABLE)
+    except (OSError, ValueError):
+        return  # a run without it, begun by an older version or damaged: its settings have been compared
+    if before is not None and before != digest:
+        raise ConfigError(
+            f"{run_dir}: the table of tag_weights was edited since this run was started (SHA-256 {before[:8]}, now "
+            f"{(digest or 'none')[:8]}), which would train something else; restore the table, or choose another run_dir"
+        )
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -40,7 +40,14 @@ from sumizome.train.ema import Ema
 from sumizome.train.metrics import Metrics, Window
 from sumizome.train.optim import apply_lr, build_optimizer, lr_factor
 from sumizome.train.preview import write_preview
-from sumizome.train.run_dir import base_digests, check_base_model, read_run_config, record_run, trained_parameters
+from sumizome.train.run_dir import (
+    base_digests,
+    check_base_model,
+    read_run_config,
+    record_run,
+    table_digest,
+    trained_parameters,
+)
 from sumizome.train.step import Objective, StepLoss, draw_timesteps, training_loss
 from sumizome.train.validation import validation_loss
 
@@ -261,7 +268,7 @@ def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
     checkpoint, damages = latest_checkpoint(checkpoints)
     complaints = [f"{damage}; going on from the checkpoint before it" for damage in damages]
     complaints += _lr_complaint(config) if checkpoint is not None else []
-    record_run(config, {**facts, "device": str(device)})
+    record_run(config, {**facts, **table_digest(config.tag_weights.table), "device": str(device)})
     checkpoints.mkdir(exist_ok=True)
     if checkpoint is not None:
         _resume(trainer, checkpoint)

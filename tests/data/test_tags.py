@@ -1,5 +1,6 @@
 """Tags: their spelling, their counts, and loss weights held against cases that can be worked out by hand."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sumizome.data import tag_codes
 from sumizome.data.tags import (
     MAX_TAG_LENGTH,
     MAX_TAGS,
@@ -18,6 +20,7 @@ from sumizome.data.tags import (
     parse_tags,
     tag_counts,
     tag_loss_weights,
+    tag_statistics,
 )
 from sumizome.errors import ConfigError, DataError
 
@@ -225,6 +228,49 @@ def test_rarer_never_weighs_less_whatever_the_bounds() -> None:
     assert of_tag == sorted(of_tag, reverse=True)
     assert of_tag[0] == pytest.approx(2.0)
     assert of_tag[-1] > 0.5
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=5), min_size=1, max_size=40),
+    st.floats(0.01, 4),
+    st.integers(1, 5),
+)
+def test_within_a_category_no_rarer_tag_weighs_less(tags: list[list[str]], strength: float, min_count: int) -> None:
+    categories = {"a": "artist", "b": "artist", "c": "artist", "d": "meta"}
+    rows = tag_statistics(table(tags), TagWeightConfig(strength=strength, min_count=min_count), categories).to_pylist()
+    for category in ("artist", "meta", "general"):
+        weights = [row["weight"] for row in rows if row["category"] == category]  # the most frequent first
+        assert all(0 < weight < float("inf") for weight in weights)
+        assert all(later >= earlier for earlier, later in pairwise(weights))
+
+
+@given(st.lists(st.lists(st.sampled_from("abcd"), unique=True), max_size=20))
+def test_strength_zero_weighs_every_picture_and_every_tag_one(tags: list[list[str]]) -> None:
+    assert (tag_loss_weights(table(tags), TagWeightConfig(strength=0.0)) == 1).all()
+    statistics = tag_statistics(table(tags), TagWeightConfig(strength=0.0))
+    assert statistics["weight"].to_pylist() == [1.0] * len(statistics)
+    assert statistics["effective"].to_pylist() == statistics["count"].to_pylist()
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "<c>", "d e", "f"]), unique=True), max_size=30),
+    st.integers(1, 7),
+    st.booleans(),
+)
+def test_coded_tags_are_the_tags_in_batches_of_any_size(tags: list[list[str]], batch: int, encoded: bool) -> None:
+    column = table(tags)["tags"]
+    if encoded:  # as parquet gives them when it is asked to
+        column = column.cast(pa.list_(pa.dictionary(pa.int32(), pa.string())))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tag_codes, "_BATCH", batch)
+        coded = tag_codes.code_tags(column)
+        assert coded.vocabulary.to_pylist() == list(dict.fromkeys(tag for row in tags for tag in row))
+        names, found = coded.vocabulary.to_pylist(), []
+        for lengths, codes in coded.batches():
+            ends = np.cumsum(lengths).tolist()
+            found += [[names[code] for code in codes[end - n : end]] for end, n in zip(ends, lengths, strict=True)]
+        assert found == tags
+        assert coded.sums().tolist() == [sum(tag in row for row in tags) for tag in names]
 
 
 @pytest.mark.parametrize(

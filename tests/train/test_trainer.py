@@ -1,5 +1,6 @@
 """The run as a whole: it learns, it resumes bit for bit, and it refuses to train what it should not."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sumizome.data.captions import CaptionConfig
+from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
 from sumizome.models.sdxl import SDXLModel, load_model
@@ -194,6 +196,20 @@ def test_what_would_train_something_else_is_refused(config: TrainConfig, tmp_pat
     train(constant, until=1)
     allowed = replace(constant, steps=2, log_every=1, validation=replace(config.validation, every=1, timesteps=(5,)))
     assert [report.steps_done for report in train(allowed)] == [2]
+
+
+def test_an_edited_tag_table_is_refused_on_resuming(config: TrainConfig, tmp_path: Path) -> None:
+    table = tmp_path / "tags.csv"
+    table.write_text("tag,category,weight\na tag,general,2.0\n", "utf-8")
+    config = replace(config, steps=2, tag_weights=TagWeightConfig(table=table))
+    train(config, until=1)
+    environment = json.loads((config.run_dir / "environment.json").read_text())
+    assert environment["tag_table_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    table.write_text("tag,category,weight\na tag,general,1.0\n", "utf-8")
+    with pytest.raises(ConfigError, match="tag_weights was edited since"):
+        train(config)
+    table.write_text("tag,category,weight\na tag,general,2.0\n", "utf-8")
+    assert [report.steps_done for report in train(config)] == [2]
 
 
 def test_another_base_model_or_other_latents_are_refused(config: TrainConfig, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Pictures on a page: a few files decoded in processes that a picture may kill, small, as data.
+
+Owns which files may be opened for it. Invariant: this process decodes nothing, and a path from a table that anybody may
+have edited opens no file outside the folders of the manifest.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from sumizome.data.images import Colour
+from sumizome.data.inspection import Facts, Look, inspect_all
+from sumizome.data.sources import ImageTask
+from sumizome.report.page import image_uri
+
+__all__ = ["Picture", "Place", "look_at"]
+
+_SIDE = 200
+"""px of a thumbnail's longer side: 100 on the page, sharp on fine screens"""
+
+Place = tuple[str, str]
+"""(folder, posix path below it)"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file on the page."""
+
+    path: str
+    uri: Markup | None
+    """a WebP; None where the file does not decode or is not there"""
+    size: tuple[int, int] | None
+    """(height, width) px of the original"""
+
+
+def look_at(places: Iterable[Place], folders: Iterable[Path], background: Colour, workers: int) -> dict[Place, Picture]:
+    """The pictures at some places; those that cannot be shown are without a thumbnail."""
+    wanted = list(dict.fromkeys(places))
+    roots = {str(folder): folder.resolve() for folder in folders}
+    tasks = [ImageTask(0, str(roots[place[0]]), place[1], 1, None, None) for place in wanted if _may_open(place, roots)]
+    pictures = {place: Picture(place[1], None, None) for place in wanted}
+    of_root = {str(root): folder for folder, root in roots.items()}
+    for task, outcome in inspect_all(tasks, Look(background, False, _SIDE), workers):
+        if isinstance(outcome, Facts):
+            size = (outcome.height, outcome.width)
+            pictures[of_root[task.root], task.path] = Picture(task.path, image_uri(outcome.thumbnail), size)
+    return pictures
+
+
+def _may_open(place: Place, roots: dict[str, Path]) -> bool:
+    """A regular file that lies below its folder, links followed."""
+    folder, path = place
+    try:
+        target = (roots[folder] / path).resolve()
+        return target.is_relative_to(roots[folder]) and target.is_file()
+    except (KeyError, OSError, ValueError, RuntimeError):
+        return False
