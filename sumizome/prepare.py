@@ -276,7 +276,8 @@ def _finish(work: Work, stock: Stock) -> tuple[Waste, dict[int, UnitRecord]]:
 def _told(waste: Waste) -> tuple[str, ...]:
     if not waste.latents:
         return ()
-    return (f"{waste.latents:,} latents ({waste.bytes / 1e6:,.0f} MB) of pictures that are gone stay in their units",)
+    size = f"{waste.bytes / 1e6:,.0f} MB"
+    return (f"latents of pictures that are gone, still in their units: {waste.latents:,} ({size})",)
 
 
 def _is_finished(out: Path, plan: CachePlan) -> bool:

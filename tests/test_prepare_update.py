@@ -102,7 +102,7 @@ def test_exactly_the_new_pictures_go_through_the_vae(versions: Versions, tmp_pat
     # The strip has no latent to keep: it is looked at, and rejected, again.
     assert first.found == COUNT - 3 and "17 of 21 pictures have their latents already" in first.notes[0]
     assert (last.total, last.written, last.rejected) == (21, 20, 1)
-    assert "2 latents" in last.notes[0], "what the removed pictures leave behind is told"
+    assert "still in their units: 2 " in last.notes[0], "what the removed pictures leave behind is told"
 
 
 def test_the_updated_cache_is_the_fresh_one_sample_by_sample(versions: Versions) -> None:
