@@ -12,13 +12,16 @@ BENCH_DATA += benchmarks/bench_plan.py
 BENCH_DATA += benchmarks/bench_tags.py
 BENCH_DATA += benchmarks/bench_decode.py
 BENCH_DATA += benchmarks/bench_latents.py
+BENCH_DATA += benchmarks/bench_prepare.py
+BENCH_DATA += benchmarks/bench_ingest.py
 
-.PHONY: demo test test-slow fuzz lint emoji bench-data clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       draw a tagged set, train a tiny SDXL on it, sample, export: 10 minutes on 2 cores"
 	@echo "make test       install what tests need, check style and types, run the tests"
+	@echo "make test-faults  kill, starve and share preparation: 40 kills, a full disk, torchrun, Ray; minutes"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
@@ -43,6 +46,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-faults: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_executors.py tests/test_prepare.py tests/test_prepare_update.py tests/test_leases.py
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow"

@@ -12,6 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -230,7 +231,8 @@ def _open_store(store: Store, verify: Verify, config: CacheConfig, index_folder:
         index, records = _load_units(mirror, plan, lambda unit: verify_unit(mirror, plan, unit, "index"), index_folder)
     except ShardError as error:  # the copy is what the store has
         raise ShardError(str(error).replace(str(mirror), store.address)) from error
-    shards = {record.unit: _remote_shard(record, listed, store, plan) for record in records}
+    # Of a unit of which a later generation uses nothing, nothing needs to be there.
+    shards = {record.unit: _remote_shard(record, listed, store, plan) for record in records if record.written}
     stored = sum(shard.size for shard in shards.values())
     full = verify == "full" or (verify == "auto" and stored <= min(_FULL_BELOW, config.limit))
     cache = ShardCache(config) if config.limit else None
@@ -257,6 +259,7 @@ def _load_units(
             index = join_parts(columns())
         else:
             index = mapped_index(index_folder or default_folder(), _index_key(plan, records), columns)
+        index = replace(index, variants=plan.fingerprint.variants)
     return index, records
 
 
@@ -264,9 +267,9 @@ def _index_key(plan: CachePlan, records: Sequence[UnitRecord]) -> str:
     """Names what a joined index was made from: the fingerprint, and the SHA-256 of each unit's own index."""
     digest = hashlib.sha256(plan.fingerprint.digest.encode())
     for record in records:
-        digest.update(
-            next(facts["sha256"] for name, facts in record.files.items() if name.endswith(".parquet")).encode()
-        )
+        for name, facts in record.files.items():
+            if name.endswith(".parquet"):
+                digest.update(str(facts["sha256"]).encode())
     return digest.hexdigest()
 
 

@@ -332,8 +332,9 @@ def _resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
     check_base_model(trainer.config.run_dir, checkpoint, trainer.facts["base_model"])
     if checkpoint.facts.get("latents") != trainer.facts["latents"]:
         raise CheckpointError(
-            f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents}; "
-            "give the ones it was started with, or another run_dir"
+            f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents} (a "
+            "manifest that was prepared anew with other pictures or tags makes others, too); give the ones it was "
+            "started with, or another run_dir, whose model may be this one's export"
         )
     if set(checkpoint.weights) != set(trainer.parameters):
         raise CheckpointError(f"{trainer.config.run_dir}: its checkpoint holds other parameters than are trained now")
