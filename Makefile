@@ -12,8 +12,10 @@ BENCH_DATA += benchmarks/bench_plan.py
 BENCH_DATA += benchmarks/bench_tags.py
 BENCH_DATA += benchmarks/bench_decode.py
 BENCH_DATA += benchmarks/bench_latents.py
+BENCH_DATA += benchmarks/bench_prepare.py
+BENCH_DATA += benchmarks/bench_ingest.py
 
-.PHONY: demo test test-slow test-faults fuzz lint emoji bench-data clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +51,7 @@ test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow"
 
 test-faults: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_executors.py tests/test_prepare.py tests/test_prepare_update.py tests/test_leases.py
 	$(BIN)/python tests/faults/run_matrix.py --out docs/faults.md
 
 fuzz: $(VENV)/.installed-test
