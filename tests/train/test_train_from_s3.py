@@ -11,7 +11,7 @@ from sumizome.errors import ConfigError
 from sumizome.settings import as_mapping, parse
 from sumizome.train.config import CheckpointConfig, TrainConfig, ValidationConfig
 from sumizome.train.run_dir import hold_run_dir
-from sumizome.train.trainer import build_trainer
+from sumizome.train.build import build_trainer
 
 
 def _losses(config: TrainConfig) -> list[float]:
