@@ -4,9 +4,9 @@
     python benchmarks/bench_gpu.py --dry-run     the same path on a CPU with a small network: does the script work?
 
 The step is the trainer's: autocast to bfloat16, checkpointing, clipping, fused AdamW, EMA. Text embeddings are made up:
-what is measured is the U-Net, whose FLOP are those of `forward_flop`, three times (what checkpointing computes again not
-counted). MFU is against a card's dense bfloat16 peak, `--peak-tflops`, 989 for an H100 SXM. Parity: the same steps under DDP and
-FSDP2, each with one rank, on a smaller network.
+what is measured is the U-Net, whose FLOP are those of `forward_flop`, three times (what checkpointing computes again
+not counted). MFU is against a card's dense bfloat16 peak, `--peak-tflops`, 989 for an H100 SXM. Parity: the same steps
+under DDP and FSDP2, each with one rank, on a smaller network.
 """
 
 import argparse

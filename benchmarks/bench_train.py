@@ -5,7 +5,7 @@
 overhead: blocks of ten steps of the whole loop (data, captions, tokens, noise, clipping, EMA, logs, TensorBoard: all
 that is on by default), of the bare loop and of accelerate's take turns in one process, on the same modules and shapes
 (`train_loops.py`). The ratio is the median over rounds of a block's seconds to its neighbours'. Where other work holds
-the machine read the CPU seconds, not those of the clock.
+the machine read the CPU seconds, not those of the clock, and the parts, which are timed in blocks of their own.
 resume: a process each time, from its start to its first finished step.
 """
 
@@ -21,6 +21,7 @@ from statistics import median
 # Threads that spin while they wait would count as CPU time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from loop_parts import timed_parts
 from measurement import record
 from resume_time import measure_resume
 from tiny_run import BATCH, make_inputs, tiny_config
@@ -37,7 +38,7 @@ PARTS = ("overhead", "resume")
 
 
 def measure_overhead(folder: Path, rounds: int) -> None:
-    config = tiny_config(folder, steps=WARM + (rounds + 1) * BLOCK)
+    config = tiny_config(folder, steps=WARM + (rounds + 2) * BLOCK)
     with hold_run_dir(config.run_dir):
         trainer, _ = build_trainer(config)
         batches = [batch for step in range(BLOCK) for batch in trainer.loader.step(10**6 + step)]
@@ -51,7 +52,11 @@ def measure_overhead(folder: Path, rounds: int) -> None:
                 for _ in range(WARM):
                     step()
             seconds = take_turns(steps, rounds)
+            with timed_parts(trainer) as parts:
+                for _ in range(BLOCK):
+                    next(reports)
     tell_speed(seconds)
+    tell_parts(dict(parts))
     waits = [line["data_wait"] for line in read_metrics(config.run_dir / "metrics.jsonl")]
     record("data wait, share of a step (median of records)", median(waits), "1", target=DATA_WAIT, better="lower")
 
@@ -84,6 +89,17 @@ def tell_speed(seconds: dict[str, list[tuple[float, float]]]) -> None:
                 peer_value=images / median(its),
                 ratio=median(b / a for a, b in zip(mine, its, strict=True)),
             )
+
+
+def tell_parts(parts: dict[str, float]) -> None:
+    step = parts.pop("step")
+    for name, seconds in parts.items():
+        record(f"beside bare: {name}, share of a step's CPU time", seconds / step, "1", better="lower")
+    added = sum(parts.values())
+    # The loader's thread is not in the training thread's step.
+    whole = step + parts[next(name for name in parts if "thread" in name)]
+    share = 1 - added / whole
+    record("a step's CPU time without these parts, share", share, "1", target=OVERHEAD, better="higher")
 
 
 def main() -> None:
