@@ -52,6 +52,8 @@ class LatentIndex:
 
     columns: Mapping[str, np.ndarray]
     """as `column_parts` makes them"""
+    variants: int = 1
+    """Latents of each picture: rows p·variants … (p + 1)·variants − 1 are one, cropped or mirrored otherwise."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -102,6 +104,10 @@ class LatentIndex:
         """Each tag once; `tag_codes` point into it."""
         return Strings(self.columns["vocabulary_text"], self.columns["vocabulary_ends"])
 
+    def pictures(self) -> Int[np.ndarray, " p"]:
+        """The first row of each picture: what a plan draws from."""
+        return np.arange(0, len(self), self.variants)
+
     def ids(self, rows: Int[np.ndarray, " b"]) -> list[str]:
         """The sample ids of some rows."""
         ids = Strings(self.columns["id_text"], self.columns["id_ends"])
@@ -138,12 +144,13 @@ def picture_hashes(ids: Iterable[str]) -> UInt64[np.ndarray, " n"]:
 
 
 def load_unit_index(root: Path, record: UnitRecord) -> pa.Table:
-    _, path, _ = unit_paths(root, record.unit)
+    _, path, _ = unit_paths(root, record.unit, record.overlay)
     # Tags as numbers into a vocabulary: a third of the memory, and they read back as the same strings.
     with pq.ParquetFile(path, read_dictionary=["tags.list.element"]) as file:
-        table = file.read()
-    if table.num_rows != record.written or table.schema.names != INDEX_SCHEMA.names:
-        raise ShardError(f"{path} has {table.num_rows} rows of {table.schema.names}; its record says {record.written}")
+        names = file.schema_arrow.names
+        table = file.read([name for name in names if name != "sha256"])
+    if names != INDEX_SCHEMA.names:
+        raise ShardError(f"{path} has columns {names}; this version reads {INDEX_SCHEMA.names}")
     return table
 
 
@@ -162,6 +169,10 @@ def column_parts(tables: Iterable[pa.Table], fingerprint: Fingerprint) -> Iterat
     id_bytes = tag_count = 0
     canvases = np.array(fingerprint.buckets, np.int32).reshape(-1, 2)
     for unit, table in enumerate(tables):
+        if not np.array_equal(table["variant"].to_numpy(), np.arange(len(table)) % fingerprint.variants):
+            raise ShardError(
+                f"an index does not have {fingerprint.variants} variants of each picture; run `sumizome prepare` again"
+            )
         ids = table["id"].to_pylist()
         encoded = [sample_id.encode() for sample_id in ids]
         codes, lengths = _tag_codes(table["tags"], vocabulary)

@@ -5,12 +5,14 @@ format is `shards`', their bytes come from `shard_files` or `remote_shards`. The
 only what matches a digest taken before it was written; damage is an error that names it.
 """
 
+import copy
 import hashlib
 import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -124,8 +126,23 @@ class LatentCache:
                     self._coming[row] = self._pool.submit(self._one, row)
 
     def normalise(self, raw: Latents) -> Latents:
-        """Raw latents as the U-Net sees them: (raw − mean) / std of the VAE that made them."""
+        """Raw latents as the U-Net sees them: (raw − mean) / std, those of the VAE that made them if not told."""
         return (raw - self._mean) / self._std
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "LatentCache":
+        """The same latents, normalised by other statistics than their VAE states: `latent_statistics`.
+
+        Raises: ConfigError unless there is one of each for every channel.
+        """
+        if not len(mean) == len(std) == len(self._mean):
+            raise ConfigError(
+                f"latent_statistics has {len(mean)} means and {len(std)} deviations; {self.root} has "
+                f"{len(self._mean)} channels"
+            )
+        other = copy.copy(self)
+        other._mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+        other._std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+        return other
 
     def _shape(self, bucket: int) -> tuple[int, int, int]:
         """(channels, height, width) of a bucket's latents."""
@@ -214,7 +231,8 @@ def _open_store(store: Store, verify: Verify, config: CacheConfig, index_folder:
         index, records = _load_units(mirror, plan, lambda unit: verify_unit(mirror, plan, unit, "index"), index_folder)
     except ShardError as error:  # the copy is what the store has
         raise ShardError(str(error).replace(str(mirror), store.address)) from error
-    shards = {record.unit: _remote_shard(record, listed, store, plan) for record in records}
+    # Of a unit of which a later generation uses nothing, nothing needs to be there.
+    shards = {record.unit: _remote_shard(record, listed, store, plan) for record in records if record.written}
     stored = sum(shard.size for shard in shards.values())
     full = verify == "full" or (verify == "auto" and stored <= min(_FULL_BELOW, config.limit))
     cache = ShardCache(config) if config.limit else None
@@ -241,6 +259,7 @@ def _load_units(
             index = join_parts(columns())
         else:
             index = mapped_index(index_folder or default_folder(), _index_key(plan, records), columns)
+        index = replace(index, variants=plan.fingerprint.variants)
     return index, records
 
 
@@ -248,9 +267,9 @@ def _index_key(plan: CachePlan, records: Sequence[UnitRecord]) -> str:
     """Names what a joined index was made from: the fingerprint, and the SHA-256 of each unit's own index."""
     digest = hashlib.sha256(plan.fingerprint.digest.encode())
     for record in records:
-        digest.update(
-            next(facts["sha256"] for name, facts in record.files.items() if name.endswith(".parquet")).encode()
-        )
+        for name, facts in record.files.items():
+            if name.endswith(".parquet"):
+                digest.update(str(facts["sha256"]).encode())
     return digest.hexdigest()
 
 

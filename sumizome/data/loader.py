@@ -114,7 +114,10 @@ def build_loader(
     if min(prefetch, workers) < 0:
         raise ConfigError(f"prefetch {prefetch} and workers {workers} must be at least 0")
     check_world(micro_batches_per_step, world)
-    train, validation = split_validation(cache.index.picture_hash, validation_count)
+    # Rows that are planned are pictures; which of its variants a showing takes is chosen when it is made.
+    pictures = cache.index.pictures()
+    hashes = cache.index.picture_hash[pictures] if cache.index.variants > 1 else cache.index.picture_hash
+    train, validation = (pictures[chosen] for chosen in split_validation(hashes, validation_count))
     repeats = np.zeros(len(cache), cache.index.repeats.dtype)
     repeats[train] = cache.index.repeats[train]
     plan = BatchPlan(
@@ -223,7 +226,18 @@ class BatchLoader:
         ]
         seeds = [derive_seed(self.seed, "sample", *showing) for showing in showings]
         weights = np.ones(len(rows)) if self.tag_weight is None else self.tag_weight[rows]
-        return self._assemble(rows, ids, captions, epochs, seeds, weights)
+        return self._assemble(rows + self._variants(showings), ids, captions, epochs, seeds, weights)
+
+    def _variants(self, showings: list[tuple[int, str, int]]) -> Int[np.ndarray, " b"]:
+        """Which of its stored crops and flips each showing (epoch, id, repeat) is; a function of it and the seed.
+
+        A picture's variants come in turn, from one that its id decides: n epochs show n different ones.
+        """
+        count = self.cache.index.variants
+        if count == 1:
+            return np.zeros(len(showings), np.int64)
+        first = (derive_seed(self.seed, "variant", sample_id, repeat) for _, sample_id, repeat in showings)
+        return np.array([(start + epoch) % count for start, (epoch, _, _) in zip(first, showings, strict=True)])
 
     def _validation_batch(self, rows: Int[np.ndarray, " b"]) -> TrainBatch:
         index = self.cache.index

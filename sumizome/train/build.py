@@ -6,6 +6,7 @@ Takes the config apart; nothing below sees more of it than its own part. Every r
 from dataclasses import replace
 from typing import Any
 
+from sumizome.data.latent_statistics import stated_statistics
 from sumizome.data.latents import open_latents
 from sumizome.data.loader import BatchLoader, build_loader
 from sumizome.data.shard_cache import CacheConfig
@@ -18,6 +19,7 @@ from sumizome.errors import CheckpointError
 from sumizome.inference import check_canvas
 from sumizome.models.networks import building_blocks
 from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.models.vae import apply_latent_statistics
 from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, remove_unfinished
 from sumizome.train.config import TrainConfig
 from sumizome.train.ema import Ema
@@ -116,6 +118,9 @@ def _build_model(config: TrainConfig, ranks: Ranks) -> tuple[SDXLModel, dict[str
     # A model that is to be cut up is loaded in main memory: no device needs to hold it whole.
     model = load_model(config.model, device="cpu" if sharded else ranks.device)
     digests = base_digests(model)
+    statistics = stated_statistics(config.latent_statistics)
+    if statistics:  # after the digests, which are the base model's own; previews decode with these
+        apply_latent_statistics(model.vae, *statistics)
     # How the run predicts, not how its base did: previews must sample what is being learned.
     model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
     if config.preview.every:
@@ -138,6 +143,9 @@ def _build_loader(config: TrainConfig, facts: dict[str, Any], ranks: Ranks) -> B
     here = CacheConfig(config.cache_dir.expanduser(), round(config.cache_size * 1e9))
     cache = open_latents(config.latents, cache=here)
     cache.require(vae_digest=facts["base_model"]["vae"])
+    statistics = stated_statistics(config.latent_statistics)
+    if statistics:
+        cache = cache.normalised_by(*statistics)
     return build_loader(
         cache,
         seed=config.seed,
@@ -168,6 +176,7 @@ def _check_origin(trainer: Trainer, saved: SavedCheckpoint) -> None:
     check_base_model(trainer.config.run_dir, saved, trainer.facts["base_model"])
     if saved.facts.get("latents") != trainer.facts["latents"]:
         raise CheckpointError(
-            f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents}; "
-            "give the ones it was started with, or another run_dir"
+            f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents} (a "
+            "manifest that was prepared anew with other pictures or tags makes others, too); give the ones it was "
+            "started with, or another run_dir, whose model may be this one's export"
         )

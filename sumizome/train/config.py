@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from sumizome.data.captions import CaptionConfig
+from sumizome.data.latent_statistics import LatentStatisticsConfig
 from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.loss import LossConfig
 from sumizome.diffusion.prediction import PredictionType
@@ -113,6 +114,7 @@ class TrainConfig:
     """Write TensorBoard events below run_dir/tensorboard."""
     log_samples: bool = False
     """Write which samples, seeds and timesteps each step trained on: run_dir/samples/rank-00000.jsonl."""
+    latent_statistics: LatentStatisticsConfig = field(default_factory=LatentStatisticsConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)

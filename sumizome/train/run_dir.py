@@ -22,11 +22,12 @@ import torch
 from torch import nn
 
 from sumizome import __version__
+from sumizome.data.latent_statistics import stated_statistics
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError, ConfigError
 from sumizome.files import hold_lock, sha256_of, write_atomically
 from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.models.vae import model_digest, vae_digest
+from sumizome.models.vae import apply_latent_statistics, model_digest, vae_digest
 from sumizome.settings import as_mapping, read_toml, to_toml
 from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, list_checkpoints
 from sumizome.train.config import TrainConfig
@@ -206,13 +207,17 @@ def load_trained_model(
     frozen = {name: digest for name, digest in base_digests(model).items() if name != "unet"}
     if config.optim.text_encoder_lr > 0:
         del frozen["text_encoders"]
-    if load_options.get("dtype", torch.float32) == torch.float32:  # digests are of float32 weights
-        check_base_model(run_dir, checkpoint, frozen)
+    if load_options.get("dtype", torch.float32) != torch.float32:
+        frozen.pop("text_encoders", None)  # digests are of float32 weights, which the VAE always has
+    check_base_model(run_dir, checkpoint, frozen)
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     if set(parameters) != set(checkpoint.shapes(part)):
         raise CheckpointError(f"{run_dir}: its checkpoint does not fit the base model {config.model}")
     checkpoint.read_into(part, {name: parameter.detach() for name, parameter in parameters.items()})
     trained = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    statistics = stated_statistics(config.latent_statistics)
+    if statistics and trained.vae is not None:
+        apply_latent_statistics(trained.vae, *statistics)
     return trained, checkpoint.step
 
 
