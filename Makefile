@@ -21,8 +21,8 @@ BENCH_DATA += benchmarks/bench_ingest.py
 help:
 	@echo "make demo       draw a tagged set, train a tiny SDXL on it, sample, export: 10 minutes on 2 cores"
 	@echo "make test       install what tests need, check style and types, run the tests"
-	@echo "make test-faults  kill, stop, starve and damage preparation and training; writes docs/faults.md (hours on 2 cores)"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
+	@echo "make test-faults  kill, stop, damage and starve runs; writes docs/faults.md (hours on 2 cores)"
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
@@ -47,12 +47,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "slow"
+
 test-faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/test_executors.py tests/test_prepare.py tests/test_prepare_update.py tests/test_leases.py
 	$(BIN)/python tests/faults/run_matrix.py --out docs/faults.md
-
-test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow"
 
 fuzz: $(VENV)/.installed-test
 	SUMIZOME_FUZZ_CASES=20000 $(BIN)/python -m pytest tests/data/test_fuzzed_parsers.py tests/data/test_tar_reader.py

@@ -23,6 +23,7 @@ COMMANDS = {
     "data report": "show a data set on one HTML page: buckets, tags, weights, captions, duplicates, rejects",
     "prepare": "encode the manifest's pictures into latent shards, by aspect-ratio bucket",
     "latents stats": "measure the mean and deviation of each latent channel, as TOML that training takes",
+    "plan": "say what a run would take: memory, FLOP, checkpoints, days; and what would make it fit",
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",
     "export": "write a trained model as a diffusers folder or one safetensors file",

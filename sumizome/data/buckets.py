@@ -53,12 +53,12 @@ class BucketConfig:
 
     area: int | tuple[int, int] = 1024
     """Most pixels of a canvas: the side of a square, or height and width. SDXL was trained at 1024²."""
+    step: int = 64
+    """Sides are multiples of this, in pixels: 64 as in the report; a tiny model takes 16."""
     areas: tuple[int, ...] = ()
     """Area classes in place of one area, as sides of squares, such as 512 768 1024: nothing is enlarged.
     A picture goes to the largest class that it fills; a step trains on one class. What does not even fill the smallest
     goes there enlarged and is counted; `ingest --rules.min-side` leaves it out"""
-    step: int = 64
-    """Sides are multiples of this, in pixels: 64 as in the report; a tiny model takes 16."""
     min_side: int = 0
     """Shortest side in pixels; 0 = half of √area (512 at 1024²)."""
     max_side: int = 0

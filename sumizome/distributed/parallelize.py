@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import ConfigError
 
-__all__ = ["Parallel", "ParallelConfig", "local", "parallelize", "resolve_strategy", "whole"]
+__all__ = ["Parallel", "ParallelConfig", "apply_checkpointing", "local", "parallelize", "resolve_strategy", "whole"]
 
 T = TypeVar("T")
 Strategy = Literal["none", "ddp", "fsdp", "hybrid"]
@@ -127,7 +127,7 @@ def parallelize(
     strategy = resolve_strategy(config, ranks)
     parts = [block for network in trained.values() for block in blocks(network)]
     if activation_checkpointing:
-        _apply_to_forward(parts, lambda forward: partial(checkpoint, forward, use_reentrant=False))
+        apply_checkpointing(parts)
     if config.compile:
         _apply_to_forward(parts, torch.compile)
     if strategy in ("fsdp", "hybrid"):
@@ -140,6 +140,11 @@ def parallelize(
         )
         return Parallel(strategy, ddp=ddp)
     return Parallel()
+
+
+def apply_checkpointing(parts: Sequence[nn.Module]) -> None:
+    """Lets each part compute its activations again in the backward pass instead of keeping them."""
+    _apply_to_forward(parts, lambda forward: partial(checkpoint, forward, use_reentrant=False))
 
 
 def _apply_to_forward(parts: Sequence[nn.Module], wrap: Callable[..., Any]) -> None:

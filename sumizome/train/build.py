@@ -6,6 +6,8 @@ Takes the config apart; nothing below sees more of it than its own part. Every r
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from sumizome.data.latent_statistics import stated_statistics
 from sumizome.data.latents import open_latents
 from sumizome.data.loader import BatchLoader, build_loader
@@ -15,7 +17,7 @@ from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.distributed.parallelize import Parallel, parallelize, resolve_strategy
 from sumizome.distributed.runtime import Ranks
-from sumizome.errors import CheckpointError
+from sumizome.errors import CheckpointError, ConfigError
 from sumizome.inference import check_canvas
 from sumizome.models.networks import building_blocks
 from sumizome.models.sdxl import SDXLModel, load_model
@@ -25,8 +27,9 @@ from sumizome.train.config import TrainConfig
 from sumizome.train.ema import Ema
 from sumizome.train.mirror import CheckpointMirror
 from sumizome.train.observers import build_observers
+from sumizome.train.offload import offload
 from sumizome.train.optim import build_optimizer
-from sumizome.train.precision import build_precision
+from sumizome.train.precision import Precision, build_precision
 from sumizome.train.run_dir import (
     base_digests,
     check_base_model,
@@ -57,10 +60,10 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     # Absolute, so that the recorded config means the same from any directory.
     latents = config.latents if is_remote(config.latents) else config.latents.resolve()
     config = replace(config, model=config.model.resolve(), latents=latents)
-    resolve_strategy(config.parallel, ranks)  # what cannot be is said before anything is loaded
+    _check_memory_savers(config, resolve_strategy(config.parallel, ranks))  # before anything is loaded
     precision = build_precision(config.precision, ranks.device)
     schedule = build_noise_schedule(config.schedule)
-    model, facts, parallel = _build_model(config, ranks)
+    model, facts, parallel = _build_model(config, ranks, precision)
     loader = _build_loader(config, facts, ranks)
     facts = {**facts, "latents": loader.fingerprint}
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
@@ -73,7 +76,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
         objective=objective,
         loader=loader,
         parameters=parameters,
-        optimizer=build_optimizer(config.optim, parameters),
+        optimizer=build_optimizer(config.optim, parameters, config.seed),
         ema=Ema(config.ema, parameters),
         saver=Saver(
             checkpoints,
@@ -109,7 +112,19 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     return trainer, complaints
 
 
-def _build_model(config: TrainConfig, ranks: Ranks) -> tuple[SDXLModel, dict[str, Any], Parallel]:
+def _check_memory_savers(config: TrainConfig, strategy: str) -> None:
+    """Raises: ConfigError for a setting that works on one device alone."""
+    if config.optim.fused_backward and strategy != "none":
+        raise ConfigError(
+            f"optim.fused_backward is for one device, here several train together ({strategy}); set it to false"
+        )
+    if config.optim.name == "adamw8bit" and strategy in ("fsdp", "hybrid"):
+        raise ConfigError(
+            f'optim.name = "adamw8bit" cannot be cut over ranks ({strategy}); take "adamw" or parallel.strategy = "ddp"'
+        )
+
+
+def _build_model(config: TrainConfig, ranks: Ranks, precision: Precision) -> tuple[SDXLModel, dict[str, Any], Parallel]:
     """The base model, spread over the ranks, with gradients on what is trained; and its digests.
 
     The VAE, which only previews use, stays frozen and whole, as do text encoders that are not trained.
@@ -117,10 +132,13 @@ def _build_model(config: TrainConfig, ranks: Ranks) -> tuple[SDXLModel, dict[str
     sharded = resolve_strategy(config.parallel, ranks) in ("fsdp", "hybrid")
     # A model that is to be cut up is loaded in main memory: no device needs to hold it whole.
     model = load_model(config.model, device="cpu" if sharded else ranks.device)
-    digests = base_digests(model)
+    digests = base_digests(model)  # of the base model's own float32 weights, whatever they are trained in
     statistics = stated_statistics(config.latent_statistics)
-    if statistics:  # after the digests, which are the base model's own; previews decode with these
+    if statistics:  # previews decode with these
         apply_latent_statistics(model.vae, *statistics)
+    for name, network in model.networks().items():
+        if name != "vae" and precision.weights != torch.float32:
+            network.to(precision.weights)
     # How the run predicts, not how its base did: previews must sample what is being learned.
     model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
     if config.preview.every:
@@ -135,6 +153,12 @@ def _build_model(config: TrainConfig, ranks: Ranks) -> tuple[SDXLModel, dict[str
         config.parallel,
         activation_checkpointing=config.gradient_checkpointing,
     )
+    if config.offload_text_encoders:
+        model.unet.to(ranks.device)
+        model.vae.to(ranks.device)
+        for encoder in model.text_encoders:
+            offload(encoder.to("cpu"), ranks.device)
+        return model, {"base_model": digests}, parallel
     return model.to(ranks.device), {"base_model": digests}, parallel
 
 

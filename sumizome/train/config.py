@@ -6,7 +6,6 @@ taken apart in `trainer.build_trainer`; nothing below it sees more than its own 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.latent_statistics import LatentStatisticsConfig
@@ -18,6 +17,7 @@ from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.errors import ConfigError
 from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
+from sumizome.train.precision import PrecisionName
 from sumizome.train.step import TimestepSampling
 
 __all__ = ["CheckpointConfig", "PreviewConfig", "TrainConfig", "ValidationConfig"]
@@ -98,10 +98,13 @@ class TrainConfig:
     """What the U-Net learns to predict. An epsilon model becomes a v model by training on (report §2.1)."""
     timestep_sampling: TimestepSampling = "stratified"
     """"stratified": each step covers the whole schedule evenly. "uniform": each sample on its own."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """"fp32": float32, with tf32 matrix products on a GPU (the report's). "bf16": float32 weights, bfloat16 compute."""
+    precision: PrecisionName = "fp32"
+    """"fp32": float32, with tf32 matrix products on a GPU (the report's). "bf16": float32 weights, bfloat16 compute.
+    "pure_bf16": weights and moments too are bfloat16, rounded stochastically: half the memory (adamw only)."""
     gradient_checkpointing: bool = False
     """Recompute the U-Net's activations in the backward pass: less memory, about a third more time."""
+    offload_text_encoders: bool = False
+    """Keep frozen text encoders in main memory, and copy them to the device for as long as a batch is encoded."""
     device: str = "auto"
     """"auto" takes a CUDA device when there is one; else as torch names it: cpu, cuda, cuda:1."""
     log_every: int = 10
@@ -130,6 +133,13 @@ class TrainConfig:
         for name in ("steps", "micro_batch_size", "micro_batches_per_step", "max_chunks", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
+        if self.optim.fused_backward and self.micro_batches_per_step > 1:
+            raise ConfigError(
+                f"optim.fused_backward updates in every backward pass, so micro_batches_per_step cannot be "
+                f"{self.micro_batches_per_step}; set it to 1, or fused_backward to false"
+            )
+        if self.offload_text_encoders and self.optim.text_encoder_lr > 0:
+            raise ConfigError("offload_text_encoders needs frozen ones; set optim.text_encoder_lr to 0")
         if self.cache_size < 0:
             raise ConfigError(f"cache_size is {self.cache_size}; give 0 or more GB")
         top = self.schedule.num_timesteps - 1

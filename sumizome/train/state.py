@@ -4,6 +4,7 @@ State that has a parameter's shape is cut as the parameter is; any other is held
 """
 
 from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +12,29 @@ from torch import Tensor, nn
 from sumizome.errors import CheckpointError
 from sumizome.train.checkpoint import SavedCheckpoint
 from sumizome.train.ema import Ema
+from sumizome.train.fused_backward import FusedBackward
 
 __all__ = ["optimizer_tensors", "restore"]
 
+Optimizer: TypeAlias = torch.optim.Optimizer | FusedBackward
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+
+def optimizer_tensors(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimizer's state by `{parameter}/{moment}`; parameters that have none yet are left out."""
     return dict(_moments(optimizer, parameters))
 
 
-def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Tensor]]:
+def _moments(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in parameters.items():
         for moment, value in optimizer.state.get(parameter, {}).items():
-            yield f"{name}/{moment}", value
+            yield f"{name}/{moment}", value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
 
 
 def restore(
-    saved: SavedCheckpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: Ema
+    saved: SavedCheckpoint,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    ema: Ema,
 ) -> None:
     """Puts a checkpoint's tensors in the place of the present ones, on whatever number of ranks it was written.
 
@@ -42,7 +49,9 @@ def restore(
         saved.read_into("optimizer", moments)
     for key, value in moments.items():
         name, moment = key.rsplit("/", 1)
-        optimizer.state[parameters[name]][moment] = value
+        # Some optimizers count steps in a Python number, which a file holds as one of int64.
+        counts = value.dtype == torch.int64 and value.ndim == 0
+        optimizer.state[parameters[name]][moment] = int(value) if counts else value
 
 
 def _empty_moments(saved: SavedCheckpoint, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

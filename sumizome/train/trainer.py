@@ -24,6 +24,7 @@ from sumizome.models.sdxl import SDXLModel
 from sumizome.train.checkpoint import Checkpoint
 from sumizome.train.config import TrainConfig
 from sumizome.train.ema import Ema
+from sumizome.train.fused_backward import FusedBackward
 from sumizome.train.metrics import Metrics, NoMetrics, SampleLog, Window
 from sumizome.train.observers import Observer
 from sumizome.train.optim import apply_lr, lr_factor
@@ -66,7 +67,7 @@ class Trainer:
     objective: Objective
     loader: BatchLoader
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | FusedBackward
     ema: Ema
     saver: Saver
     facts: dict[str, Any]
@@ -102,9 +103,10 @@ class Trainer:
             try:
                 while self.steps_done < self.config.steps and not self._agreed.stop:
                     yield self._one_step(batches_of_steps, metrics)
-            except (GeneratorExit, NonFiniteError):
-                # In both cases the weights are those of the last finished step.
-                self._save_for_good()
+            except (GeneratorExit, NonFiniteError) as stopped:
+                # The weights are those of the last finished step, unless they moved within the one that failed.
+                if not (self._moves_in_backward and isinstance(stopped, NonFiniteError)):
+                    self._save_for_good()
                 raise
             self._save_for_good()
 
@@ -126,11 +128,12 @@ class Trainer:
         Raises: NonFiniteError, with nothing changed.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        # Before the backward pass, in which a fused optimizer steps.
+        lr = apply_lr(self.optimizer, lr_factor(self.config.optim, self.steps_done, self.config.steps))
         last = len(batches) - 1
         losses = [self._backward(batch, index, last=index == last) for index, batch in enumerate(batches)]
         grad_norm = self._clip()
         mean_loss = self._agree(losses, grad_norm, batches)
-        lr = apply_lr(self.optimizer, lr_factor(self.config.optim, self.steps_done, self.config.steps))
         self._watchdog.at(self.steps_done + 1, "updating the weights")
         self.optimizer.step()
         self.steps_done += 1
@@ -176,6 +179,8 @@ class Trainer:
 
     def _clip(self) -> Tensor:
         """Scales the gradients down to the largest norm allowed; returns the norm that they had."""
+        if isinstance(self.optimizer, FusedBackward):
+            return self.optimizer.grad_norm()
         limit = self.config.optim.max_grad_norm or math.inf
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
@@ -215,11 +220,20 @@ class Trainer:
         where = [str(rank) for rank, (bad, _) in enumerate(gathered) if bad]
         on_rank = f" (rank {', '.join(where)})" if self.ranks.world > 1 and where else ""
         self.optimizer.zero_grad(set_to_none=True)
+        state = "The weights of the step before are saved."
+        if self._moves_in_backward:
+            state = (
+                "With optim.fused_backward other weights have moved already, so the last checkpoint is what there is."
+            )
         raise NonFiniteError(
-            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}{on_rank}. The "
-            "weights of the step before are saved. Look at these images; to go on with other settings, such as a "
-            "lower optim.lr, export the run and train the export in a new run_dir"
+            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}{on_rank}. {state} "
+            "Look at these images; to go on with other settings, such as a lower optim.lr, export the run and train "
+            "the export in a new run_dir"
         )
+
+    @property
+    def _moves_in_backward(self) -> bool:
+        return isinstance(self.optimizer, FusedBackward)
 
     def _after_step(self, metrics: Any) -> tuple[str, ...]:
         """Whatever is due after a step; returns what was done, in words."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -343,3 +344,58 @@ def test_a_longer_cosine_is_said_to_be_another_run(config: TrainConfig) -> None:
     with hold_run_dir(config.run_dir):
         _, warnings = build_trainer(replace(config, steps=8))
     assert "steps was 4 and is now 8" in warnings[0]
+
+
+MEMORY_SAVERS = {
+    "8-bit Adam": {"optim": {"name": "adamw8bit"}},
+    "Adafactor": {"optim": {"name": "adafactor"}},
+    "fused backward": {"optim": {"fused_backward": True}},
+    "bfloat16 weights": {"precision": "pure_bf16"},
+    "bfloat16 weights, fused, average and text encoders in main memory": {
+        "precision": "pure_bf16",
+        "offload_text_encoders": True,
+        "gradient_checkpointing": True,
+        "optim": {"fused_backward": True},
+        "ema": {"device": "cpu"},
+    },
+}
+
+
+@pytest.mark.parametrize("settings", MEMORY_SAVERS.values(), ids=MEMORY_SAVERS.keys())
+def test_what_saves_memory_trains_and_resumes_bit_for_bit(config: TrainConfig, settings: dict[str, Any]) -> None:
+    nested = {name: replace(getattr(config, name), **settings[name]) for name in ("optim", "ema") if name in settings}
+    config = replace(config, micro_batches_per_step=1, **{**settings, **nested})
+    reports = train(config)
+    assert all(math.isfinite(report.loss) for report in reports)
+    parts = replace(config, run_dir=config.run_dir.with_name("parts"))
+    train(parts, until=2)
+    train(parts)
+    whole = state(config)
+    assert_equal_states(whole, state(parts))
+    weights = {tensor.dtype for name, tensor in whole.items() if name.startswith("weights:")}
+    assert weights == {torch.bfloat16 if config.precision == "pure_bf16" else torch.float32}
+    assert {tensor.dtype for name, tensor in whole.items() if name.startswith("ema:")} == {torch.float32}
+    load_trained_model(config.run_dir)  # in float32, from whatever the weights were trained in
+
+
+def test_settings_of_one_device_or_of_frozen_encoders_are_refused_elsewhere(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match="micro_batches_per_step"):
+        replace(config, optim=replace(config.optim, fused_backward=True))
+    with pytest.raises(ConfigError, match="text_encoder_lr"):
+        replace(config, offload_text_encoders=True, optim=replace(config.optim, text_encoder_lr=1e-4))
+    with pytest.raises(ConfigError, match="stochastically"):
+        train(replace(config, precision="pure_bf16", optim=replace(config.optim, name="adafactor")))
+
+
+def test_a_fused_update_that_meets_infinity_is_not_saved(config: TrainConfig) -> None:
+    config = replace(config, micro_batches_per_step=1, optim=replace(config.optim, fused_backward=True))
+    train(config, until=2)
+    before = state(config)
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        last = next(iter(trainer.parameters.values()))  # the backward pass comes to the first layer last
+        last.register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(NonFiniteError, match=r"gradient is not finite.*last checkpoint is what there is"):
+            list(trainer.steps())
+    assert_equal_states(state(config), before)
+    assert [report.steps_done for report in train(config)] == [3, 4]
