@@ -70,7 +70,7 @@ def tree_digest(root: Path) -> dict[str, str]:
 
 _CLEAN = multiprocessing.get_context("forkserver")
 """Processes forked from one that has done nothing yet: libvips' threads do not live on in a fork of this one."""
-_CLEAN.set_forkserver_preload(["preparing"])
+_CLEAN.set_forkserver_preload(["sumizome.prepare", "sumizome.data.ingest"])
 
 
 def start_preparer(
