@@ -113,7 +113,7 @@ def test_a_neighbouring_crop_would_be_noticed(prepared: Path, manifest: Manifest
     with torch.no_grad():
         wrong = vae.encode(pixels).latent_dist.mean
     right = cache.read(np.array([row]))
-    assert not torch.allclose(right, wrong, rtol=2e-3, atol=2e-4)
+    assert not torch.allclose(right, wrong, rtol=2e-3, atol=3e-3 / 0.13025)
 
 
 def test_normalisation_is_the_models(prepared: Path, vae: AutoencoderKL) -> None:
