@@ -70,6 +70,9 @@ class RemoteShards:
             self._throw_away(unit, "a record's CRC-32 is wrong")
         return True
 
+    def take_faults(self) -> list[str]:
+        return [self.faults.pop(0) for _ in range(len(self.faults))]  # others may append meanwhile
+
     def _open(self, unit: int) -> OpenShard | None:
         cache, shard = self._cache, self._shards[unit]
         if cache is None or not cache.holds(shard):
