@@ -68,6 +68,8 @@ class RemoteShards:
         """A wrong record: the cached copy goes, if there is one; the store is asked once more in any case."""
         if self._cache is not None and self._cache.holds(self._shards[unit]):
             self._throw_away(unit, "a record's CRC-32 is wrong")
+        else:
+            self._opened.forget(unit)  # another thread threw the copy away, and a third may have opened it before
         return True
 
     def take_faults(self) -> list[str]:
