@@ -32,6 +32,7 @@ from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.manifest import Manifest
 from sumizome.errors import ShardError
 from sumizome.prepare import prepare_latents
+from sumizome.report.cache import describe_cache
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ def test_the_updated_cache_is_the_fresh_one_sample_by_sample(versions: Versions)
     assert samples(updated) == samples(fresh)
     assert updated.fingerprint == fresh.fingerprint != open_latents(versions.before).fingerprint
     assert (versions.updated / "rejects.csv").read_bytes() == (versions.fresh / "rejects.csv").read_bytes()
+
+
+def test_the_report_takes_no_file_of_an_updated_cache_for_a_foreign_one(versions: Versions) -> None:
+    found = describe_cache(versions.updated, versions.new.sources, versions.new.digest, None)
+    assert found.stray_bytes == 0 and found.missing == 0 and not found.damages and found.channels
 
 
 def test_a_caption_alone_needs_no_vae(versions: Versions, tmp_path: Path, encoded: list[int]) -> None:

@@ -278,7 +278,8 @@ class Trainer:
         metrics.write(self.steps_done, {**record, "slow_ranks": slow} if slow else record)
         self._window.forget()
         self._pace.forget()
-        return [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
+        notes = [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
+        return notes + _in_short(self.loader.cache.shards.take_faults())
 
     def state(self) -> Checkpoint:
         """The state after the last finished step: the very tensors that training goes on to change."""
@@ -308,6 +309,15 @@ class Trainer:
                 yield stack.enter_context(Metrics(config.run_dir, self.steps_done, config.tensorboard))
             else:
                 yield NoMetrics()
+
+
+_SHOWN = 5
+
+
+def _in_short(notes: list[str]) -> list[str]:
+    """The first of many notes, and how many more there are."""
+    more = len(notes) - _SHOWN
+    return notes if more <= 0 else [*notes[:_SHOWN], f"and {more:,} more of that kind"]
 
 
 def _due(step: int, every: int, last: int) -> bool:
