@@ -15,7 +15,12 @@ BENCH_DATA += benchmarks/bench_latents.py
 BENCH_DATA += benchmarks/bench_prepare.py
 BENCH_DATA += benchmarks/bench_ingest.py
 
-.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data clean
+# What `make bench-train` runs, in the same form.
+BENCH_TRAIN :=
+BENCH_TRAIN += benchmarks/bench_train.py
+BENCH_TRAIN += benchmarks/bench_checkpoint.py
+
+.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-train clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +29,7 @@ help:
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
 	@echo "make test-faults  kill, stop, damage and starve runs; writes docs/faults.md (hours on 2 cores)"
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
+	@echo "make bench-train  measure the training loop, saving and resuming beside their peers (a quiet machine: minutes)"
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
@@ -70,6 +76,10 @@ emoji: $(VENV)/.installed
 bench-data: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'
 	@for script in $(BENCH_DATA); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+
+bench-train: $(VENV)/.installed
+	$(UV) --constraint constraints.txt --editable '.[bench]'
+	@for script in $(BENCH_TRAIN); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) work build dist

@@ -1,15 +1,19 @@
-"""How long a save keeps training waiting: a 2 GB state, saved in the background, against torch's own asynchronous save.
+"""How long a save keeps training waiting: a 2 GB state, saved in the background, against torch's own asynchronous save,
+a synchronous save of ours and a plain synchronous write of the same tensors.
 
 python benchmarks/bench_checkpoint.py [--gigabytes 2]
 """
 
 import argparse
+import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 from measurement import record
+from safetensors.torch import save_file
 
 from sumizome.distributed.runtime import Ranks
 from sumizome.train.checkpoint import Checkpoint
@@ -25,6 +29,7 @@ def main() -> None:
     parts = [{f"unet.{i}": torch.randn(1000, 1000) for i in range(count)} for _ in range(4)]
     moments = {f"{name}/exp_avg": t for name, t in parts[2].items()}
     moments |= {f"{name}/exp_avg_sq": t for name, t in parts[3].items()}
+    whole = {**parts[0], **{f"ema.{name}": tensor for name, tensor in parts[1].items()}, **moments}
     with tempfile.TemporaryDirectory() as folder:
         saver = Saver(Path(folder) / "ours", Ranks(), keep=2)
         saver.reserve(Checkpoint(0, parts[0], parts[1], moments))
@@ -37,9 +42,11 @@ def main() -> None:
             saver.finish()
             writes.append(time.perf_counter() - started)
         saver.close()
-        theirs = _torch_async(
-            Path(folder) / "theirs", {**parts[0], **{f"ema.{k}": v for k, v in parts[1].items()}, **moments}
-        )
+        synchronous = _synchronous(Path(folder) / "synchronous", Checkpoint(1, parts[0], parts[1], moments))
+        plain = _plain_write(Path(folder) / "plain.safetensors", whole)
+        shutil.rmtree(Path(folder) / "ours")
+        shutil.rmtree(Path(folder) / "synchronous")
+        theirs = _torch_async(Path(folder) / "theirs", whole)
     size = f"{gigabytes:g} GB"
     record(
         f"stall of a save, {size}, first",
@@ -59,7 +66,34 @@ def main() -> None:
         peer="dcp.async_save",
         peer_value=theirs[-1],
     )
+    record(
+        f"stall of a save, {size}, synchronous",
+        synchronous,
+        "s",
+        better="lower",
+        peer="safetensors.save_file and fsync, no digests",
+        peer_value=plain,
+    )
     record(f"whole save with digests, fsync and read-back, {size}", writes[-1], "s", better="lower")
+
+
+def _synchronous(folder: Path, state: Checkpoint) -> float:
+    """Seconds that a save takes when training waits for all of it."""
+    saver = Saver(folder, Ranks(), keep=2, asynchronous=False)
+    saver.save(state)
+    saver.close()
+    return saver.stall
+
+
+def _plain_write(path: Path, state: dict[str, torch.Tensor]) -> float:
+    """Seconds that the least possible write of the same tensors takes until it is on the disk."""
+    started = time.perf_counter()
+    save_file(state, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - started
+    path.unlink()
+    return seconds
 
 
 def _torch_async(folder: Path, state: dict[str, torch.Tensor]) -> list[float]:

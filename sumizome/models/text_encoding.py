@@ -110,27 +110,28 @@ def chunk_prompt(prompt: str, max_chunks: int = 3) -> ChunkedPrompt:
     Chunks are filled greedily in order. Only a tag that is longer than a chunk is broken inside.
     Source: report §4.2 (contexts of 75 tokens concatenated; breaking at tags is ours).
     """
-    encoding = build_tokenizer().encode(prompt)
-    commas = _comma_ids()
     chunks: list[list[int]] = [[]]
-    tag: list[int] = []
-    used = 0
-    for index, token in enumerate(encoding.ids):
-        tag.append(token)
-        if token not in commas and index + 1 < len(encoding.ids):
-            continue
+    tags = [tag for piece in _pieces(prompt) for tag in _tags_of(piece)]
+    for tag in tags:
         if len(chunks[-1]) + len(tag) > CHUNK_TOKENS and chunks[-1]:
             chunks.append([])
-        while len(tag) > CHUNK_TOKENS:
-            chunks[-1].extend(tag[:CHUNK_TOKENS])
-            chunks.append([])
-            tag = tag[CHUNK_TOKENS:]
-        chunks[-1].extend(tag)
-        tag = []
+        for first in range(0, len(tag), CHUNK_TOKENS):
+            if first:
+                chunks.append([])
+            chunks[-1].extend(tag[first : first + CHUNK_TOKENS])
     kept = chunks[:max_chunks]
     used = sum(map(len, kept))
-    dropped = prompt[encoding.offsets[used][0] :] if used < len(encoding.ids) else ""
+    dropped = "" if used == sum(map(len, tags)) else prompt[build_tokenizer().encode(prompt).offsets[used][0] :]
     return ChunkedPrompt(tuple(map(tuple, kept)), dropped)
+
+
+@lru_cache(maxsize=1 << 14)
+def _tags_of(piece: str) -> tuple[tuple[int, ...], ...]:
+    """Token ids of a piece's tags, each with its comma. Remembered: most tags come again within a few batches."""
+    commas = _comma_ids()
+    ids = build_tokenizer().encode(piece).ids
+    ends = [place + 1 for place, token in enumerate(ids) if token in commas]
+    return tuple(tuple(ids[start:end]) for start, end in pairwise([0, *ends, len(ids)]) if end > start)
 
 
 def count_chunks(prompts: Sequence[str]) -> Int[np.ndarray, "n 2"]:

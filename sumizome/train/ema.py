@@ -50,8 +50,16 @@ class Ema:
         whole length. A function of the step alone, so a resume needs no count of its own.
         """
         decay = min(self.config.decay, (1 + steps_done) / (10 + steps_done))
+        beside, averages = [], []
         for name, parameter in self.parameters.items():
-            local(self.average[name]).lerp_(self._place(local(parameter.detach()).float()), 1 - decay)
+            average, weight = local(self.average[name]), local(parameter.detach())
+            if weight.dtype == average.dtype and weight.device == average.device:
+                averages.append(average)
+                beside.append(weight)
+            else:  # one at a time: copies of all weights at once would not fit
+                average.lerp_(self._place(weight.float()), 1 - decay)
+        if averages:
+            torch._foreach_lerp_(averages, beside, 1 - decay)
 
     @contextlib.contextmanager
     @torch.no_grad()

@@ -36,6 +36,9 @@ from sumizome.train.step import Objective, StepLoss, draw_timesteps, training_lo
 
 __all__ = ["Asked", "StepReport", "Trainer"]
 
+_CLIP_EPS = 1e-6
+"""What torch adds to a norm before it divides by it."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -184,7 +187,9 @@ class Trainer:
         limit = self.config.optim.max_grad_norm or math.inf
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
-        nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
+        # Below the limit all gradients would be multiplied by exactly 1. `_agree` reads the norm in any case.
+        if float(norm) + _CLIP_EPS >= limit:
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
         return norm
 
     def _agree(self, losses: list[StepLoss], grad_norm: Tensor, batches: list[TrainBatch]) -> float:

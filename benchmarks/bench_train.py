@@ -1,0 +1,120 @@
+"""What the training loop costs beside its arithmetic, and how soon a run is back: the tiny model, on a CPU.
+
+    python benchmarks/bench_train.py [overhead] [resume] [--rounds 12]
+
+overhead: blocks of ten steps of the whole loop (data, captions, tokens, noise, clipping, EMA, logs, TensorBoard: all
+that is on by default), of the bare loop and of accelerate's take turns in one process, on the same modules and shapes
+(`train_loops.py`). The ratio is the median over rounds of a block's seconds to its neighbours'. Where other work holds
+the machine read the CPU seconds, not those of the clock, and the parts, which are timed in blocks of their own.
+resume: a process each time, from its start to its first finished step.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+# Threads that spin while they wait would count as CPU time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from loop_parts import timed_parts
+from measurement import record
+from resume_time import measure_resume
+from tiny_run import BATCH, make_inputs, tiny_config
+from train_loops import accelerate_loop, bare_loop
+
+from sumizome.train.build import build_trainer
+from sumizome.train.metrics import read_metrics
+from sumizome.train.run_dir import hold_run_dir
+
+BLOCK = 10
+WARM = 5  # steps
+OVERHEAD, DATA_WAIT, RESUME = 0.97, 0.01, 10.0
+PARTS = ("overhead", "resume")
+
+
+def measure_overhead(folder: Path, rounds: int) -> None:
+    config = tiny_config(folder, steps=WARM + (rounds + 2) * BLOCK)
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        batches = [batch for step in range(BLOCK) for batch in trainer.loader.step(10**6 + step)]
+        with closing(trainer.steps()) as reports:
+            steps = {
+                "the whole loop": lambda: next(reports),
+                "bare": bare_loop(trainer.model, trainer.optimizer, trainer.objective, batches),
+                "diffusers under accelerate": accelerate_loop(trainer.model, batches, folder, config.log_every),
+            }
+            for step in steps.values():
+                for _ in range(WARM):
+                    step()
+            seconds = take_turns(steps, rounds)
+            with timed_parts(trainer) as parts:
+                for _ in range(BLOCK):
+                    next(reports)
+    tell_speed(seconds)
+    tell_parts(dict(parts))
+    waits = [line["data_wait"] for line in read_metrics(config.run_dir / "metrics.jsonl")]
+    record("data wait, share of a step (median of records)", median(waits), "1", target=DATA_WAIT, better="lower")
+
+
+def take_turns(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """(clock, CPU) seconds of each loop's blocks; every second round goes the other way about."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for turn in range(rounds):
+        for name in list(steps)[:: 1 if turn % 2 else -1]:
+            clock, cpu = time.perf_counter(), time.process_time()
+            for _ in range(BLOCK):
+                steps[name]()
+            seconds[name].append((time.perf_counter() - clock, time.process_time() - cpu))
+    return seconds
+
+
+def tell_speed(seconds: dict[str, list[tuple[float, float]]]) -> None:
+    ours = seconds.pop("the whole loop")
+    images = BLOCK * BATCH
+    for peer, theirs in seconds.items():
+        for kind, unit in enumerate(("images/s", "images/CPU s")):
+            mine, its = [block[kind] for block in ours], [block[kind] for block in theirs]
+            record(
+                f"the whole loop ÷ {peer}, {unit} (target is a ratio)",
+                images / median(mine),
+                unit,
+                target=OVERHEAD if peer == "bare" else None,
+                better="higher",
+                peer=peer,
+                peer_value=images / median(its),
+                ratio=median(b / a for a, b in zip(mine, its, strict=True)),
+            )
+
+
+def tell_parts(parts: dict[str, float]) -> None:
+    step = parts.pop("step")
+    for name, seconds in parts.items():
+        record(f"beside bare: {name}, share of a step's CPU time", seconds / step, "1", better="lower")
+    added = sum(parts.values())
+    # The loader's thread is not in the training thread's step.
+    whole = step + parts[next(name for name in parts if "thread" in name)]
+    share = 1 - added / whole
+    record("a step's CPU time without these parts, share", share, "1", target=OVERHEAD, better="higher")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them by default")
+    parser.add_argument("--rounds", type=int, default=12)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_inputs(folder)
+        if not arguments.parts or "overhead" in arguments.parts:
+            measure_overhead(folder, arguments.rounds)
+        if not arguments.parts or "resume" in arguments.parts:
+            measure_resume(folder, RESUME)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""From the start of a process to its first finished step after a resume: `sumizome train` itself, then its parts.
+
+The clock stops at the line that `sumizome train` prints after the step, so it holds all that a user waits for: imports,
+base model and its digests, latents, the checkpoint with every digest, the first batch and step.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from measurement import record
+from tiny_run import tiny_config
+
+from sumizome.settings import to_toml
+
+__all__ = ["measure_resume"]
+
+_SAVED_AT = 5
+_PARTS = """
+import sys, time
+started = time.perf_counter()
+from pathlib import Path
+from sumizome.settings import read_toml
+from sumizome.train.build import build_trainer
+from sumizome.train.checkpoint import latest_checkpoint
+from sumizome.train.config import TrainConfig
+from sumizome.train.run_dir import hold_run_dir
+imported = time.perf_counter()
+config = read_toml(Path(sys.argv[1]), TrainConfig)
+with hold_run_dir(config.run_dir):
+    latest_checkpoint(config.run_dir / "checkpoints")
+    verified = time.perf_counter()
+    trainer, _ = build_trainer(config)
+    built = time.perf_counter()
+    assert trainer.steps_done
+    next(trainer.steps())
+    stepped = time.perf_counter()
+verify = verified - imported
+print(imported - started, verify, built - verified - verify, stepped - built)
+"""
+_NAMES = ("imports", "checkpoint found, every digest checked", "model, latents and state loaded", "first step")
+
+
+def measure_resume(folder: Path, target: float) -> None:
+    """Prints the time of a resume, and of its parts, of the tiny model below `folder`."""
+    config = replace(tiny_config(folder, steps=_SAVED_AT), run_dir=folder / "resumed")
+    settings = folder / "resumed.toml"
+    settings.write_text(to_toml(config), encoding="utf-8")
+    train = [sys.executable, "-m", "sumizome", "train", str(settings)]
+    subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    clock, cpu = _first_step([*train, "--steps", str(_SAVED_AT + 5)])
+    record("resume: process start to first step", clock, "s", target=target, better="lower")
+    record("resume: the whole process, 5 steps and a save included", cpu, "CPU s", better="lower")
+    settings.write_text(to_toml(replace(config, steps=_SAVED_AT + 10)), encoding="utf-8")
+    parts = subprocess.run([sys.executable, "-c", _PARTS, str(settings)], check=True, capture_output=True, text=True)
+    for name, seconds in zip(_NAMES, parts.stdout.split(), strict=True):
+        record(f"resume: {name}", float(seconds), "s", better="lower")
+
+
+def _first_step(command: list[str]) -> tuple[float, float]:
+    """Seconds until the first step is reported, and CPU seconds of the whole process."""
+    before, started = os.times(), time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        # Where there is no terminal, a run of so few steps prints a line each.
+        line = next(line for line in process.stdout if line.startswith(f"step {_SAVED_AT + 1}/"))
+        seconds = time.perf_counter() - started
+        process.stdout.read()
+    after = os.times()
+    assert line and process.returncode == 0
+    return seconds, after.children_user + after.children_system - before.children_user - before.children_system
