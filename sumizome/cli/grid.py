@@ -5,7 +5,7 @@
     sumizome grid --rows model runs/mine/checkpoints/step-00000450 runs/mine --columns prompt "1girl" "sky" --out g.png
 
 An axis is a setting and its values: sigma_max, steps, sampler, grid, cfg, rescale, skip_above_sigma, canvas, seed,
-prompt, negative_prompt, model. Beside g.png stand g.csv and g.json: brightness, saturation and sharpness of each picture.
+prompt, negative_prompt, model. Beside g.png stand g.csv and g.json: brightness, saturation, sharpness of each picture.
 """
 
 from dataclasses import dataclass, field

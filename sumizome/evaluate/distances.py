@@ -10,9 +10,10 @@ from jaxtyping import Float
 __all__ = ["Features", "frechet_distance", "frechet_of_moments", "kernel_distance"]
 
 Features = Float[np.ndarray, "n d"]
+Others = Float[np.ndarray, "m d"]
 
 
-def frechet_distance(first: Features, second: Features) -> float:
+def frechet_distance(first: Features, second: Others) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of the sets' means and covariances (n − 1). 2 rows or more each.
 
     Source: Heusel et al. 1706.08500, eq. 6 ("FID" when the features are Inception's).
@@ -40,7 +41,7 @@ def frechet_of_moments(
     return max(distance, 0.0)
 
 
-def kernel_distance(first: Features, second: Features) -> float:
+def kernel_distance(first: Features, second: Others) -> float:
     """Unbiased squared maximum mean discrepancy under the kernel (x·y/d + 1)³; about 0, and below it, for equal sets.
 
     Source: Bińkowski et al. 1801.01401, §4 ("KID" when the features are Inception's). 2 rows or more each.
@@ -54,7 +55,7 @@ def kernel_distance(first: Features, second: Features) -> float:
     return within(a) + within(b) - 2 * float(_kernel(a, b).mean())
 
 
-def _kernel(a: Features, b: Features) -> Float[np.ndarray, "n m"]:
+def _kernel(a: Features, b: Others) -> Float[np.ndarray, "n m"]:
     return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
 
 

@@ -5,20 +5,24 @@ The invariant: every model is asked for the same prompts, canvases and seeds, so
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from sumizome.data.latents import open_latents
 from sumizome.data.loader import build_loader
 from sumizome.diffusion.loss import LossConfig, build_loss
 from sumizome.diffusion.schedule import build_noise_schedule
+from sumizome.errors import ShardError
 from sumizome.evaluate.candidates import Candidate
-from sumizome.evaluate.classifier import TagClassifier
+from sumizome.evaluate.classifier import TagClassifier, train_classifier
+from sumizome.evaluate.config import EvaluateConfig
 from sumizome.evaluate.distances import frechet_distance, kernel_distance
-from sumizome.evaluate.reference import Reference, fits
+from sumizome.evaluate.reference import Reference, fits, load_reference
 from sumizome.evaluate.scores import (
     COLOURS,
     Images,
@@ -31,40 +35,19 @@ from sumizome.evaluate.scores import (
 )
 from sumizome.inference import PictureRequest, SamplingConfig, draw_pictures, native_canvas
 from sumizome.models.vae import latent_statistics
+from sumizome.models.vision_features import load_vision_features
 from sumizome.train.step import Objective, training_loss
 
-__all__ = ["EvaluateConfig", "FeatureSpace", "Told", "data_facts", "evaluate_model"]
+__all__ = [
+    "FeatureSpace",
+    "Told",
+    "data_facts",
+    "evaluate_model",
+    "prepare_data",
+    "tag_recall",
+]
 
 Told = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is drawn and measured."""
-
-    seeds: int = 8
-    """Pictures of each colour."""
-    colour_prompt: str = "completely {}"
-    """The prompt of a colour, as the data's captions name it; {} is its name."""
-    colours: tuple[str, ...] = tuple(COLOURS)
-    """Of black white grey red green blue yellow orange purple pink brown cyan magenta."""
-    pictures: int = 128
-    """Pictures drawn from captions of held-out data: for tags and for the distance from the data."""
-    held_out: int = 400
-    """Pictures of the data that neither train the classifier nor, as far as it is known, trained the model."""
-    train_pictures: int = 3000
-    """Pictures of the data that the classifier is trained on."""
-    validation_count: int = 64
-    """Held-out pictures for the loss by timestep; a run directory's own number where that is smaller."""
-    timesteps: tuple[int, ...] = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900, 950, 990, 999)
-    """Where the loss is taken."""
-    guidance_scales: tuple[float, ...] = (1.0, 2.0, 3.5, 5.0, 7.5, 10.0)
-    """Where saturation and sharpness are taken."""
-    guidance_pictures: int = 12
-    """Pictures at each of them."""
-    max_chunks: int = 3
-    """Longest prompt, in chunks of 75 tokens."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True)
@@ -139,7 +122,8 @@ def tag_recall(
 ) -> dict[str, Any]:
     """Which of the asked tags are found: over pictures, by tag, and by chance.
 
-    Chance: the same pictures held against the tags of the next one. A picture none of whose tags can be told has no part.
+    Chance: the same pictures held against the tags of the next one. A picture has no part if none of its tags can be
+    told.
     """
     found = classifier.found(images)
     asked = [[tag for tag in dict.fromkeys(tags) if tag in found] for tags in tag_lists]
@@ -172,7 +156,7 @@ def tag_recall(
 
 
 def _colours(candidate: Candidate, config: EvaluateConfig) -> tuple[list[dict[str, Any]], dict[str, list[Image.Image]]]:
-    base = PictureRequest("", canvas=native_canvas(candidate.model), sampling=config.sampling)
+    base = PictureRequest("", canvas=native_canvas(candidate.model), sampling=_sampling(config))
     facts, shown = [], {}
     for colour in config.colours:
         requests = [
@@ -200,7 +184,7 @@ def _captions(
     places = reference.test[: config.pictures].tolist()
     # Those of one canvas together, so that they are drawn in batches.
     places.sort(key=lambda place: reference.canvases[place])
-    return _draw(candidate, _caption_requests(reference, places, config.sampling), config), places
+    return _draw(candidate, _caption_requests(reference, places, _sampling(config)), config), places
 
 
 def _caption_requests(reference: Reference, places: Sequence[int], sampling: SamplingConfig) -> list[PictureRequest]:
@@ -236,7 +220,7 @@ def _guidance(candidate: Candidate, reference: Reference, config: EvaluateConfig
     places.sort(key=lambda place: reference.canvases[place])
     facts = []
     for scale in config.guidance_scales:
-        sampling = replace(config.sampling, guidance=replace(config.sampling.guidance, guidance_scale=scale))
+        sampling = _sampling(replace(config, guidance=replace(config.guidance, guidance_scale=scale)))
         images = [_array(i) for i in _draw(candidate, _caption_requests(reference, places, sampling), config)]
         facts.append(
             {
@@ -279,5 +263,48 @@ def _validation(candidate: Candidate, reference: Reference, config: EvaluateConf
     return {"pictures": count, "known_held_out": candidate.held_out is not None, "by_timestep": facts}
 
 
+def _sampling(config: EvaluateConfig) -> SamplingConfig:
+    return SamplingConfig(
+        steps=config.steps,
+        sampler=config.sampler,
+        grid=config.grid,
+        sigma_max=config.sigma_max,
+        guidance=config.guidance,
+    )
+
+
 def _array(image: Image.Image) -> Images:
     return np.asarray(image)[None]
+
+
+def prepare_data(
+    latents: Path, candidate: Candidate, config: EvaluateConfig, *, epochs: int, features: Path | None, told: Told
+) -> tuple[Reference, TagClassifier, FeatureSpace]:
+    """The data's pictures, decoded by the candidate's VAE, the classifier trained on them, and the feature space.
+
+    Raises: ShardError where another VAE made the latents; ConfigError, ModelError.
+    """
+    vae = candidate.model.vae
+    cache = open_latents(latents)
+    if not fits(cache, vae):
+        raise ShardError(
+            f"{latents} was made with another VAE than that of {candidate.path}; put the model first whose VAE made "
+            f"them (`{cache.plan.command}`)"
+        )
+    told("decoding the data")
+    reference = load_reference(cache, vae, held_out=config.held_out, train_pictures=config.train_pictures)
+    classifier = train_classifier(
+        reference.images,
+        reference.tag_lists,
+        (reference.train, reference.calibration, reference.test),
+        epochs=epochs,
+        on_step=lambda done, total: told(f"training the classifier: {done} of {total}"),
+    )
+    if features is None:
+        return reference, classifier, FeatureSpace("a small network trained on this data's tags", classifier.features)
+    of = load_vision_features(features, vae.device)
+    return (
+        reference,
+        classifier,
+        FeatureSpace(f"the model in {features.name}", lambda arrays: of([Image.fromarray(a[0]) for a in arrays])),
+    )

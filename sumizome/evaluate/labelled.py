@@ -55,10 +55,13 @@ def labelled_grid(
     title: str = "",
     notes: Sequence[Sequence[str]] | None = None,
     least_side: int = 192,
+    least_width: int = 110,
 ) -> Image.Image:
     """The pictures with labels left and on top, and `notes` (a line each) under them.
 
-    Small pictures are enlarged by one whole factor, pixel by pixel, so that each one's longer side is `least_side` or more.
+    Small pictures are enlarged by one whole factor, pixel by pixel, so that each one's longer side is
+    `least_side` or more.
+    Labels of columns are broken at the column's width, or at `least_width`.
     """
     smallest = min(max(image.size) for row in rows for image in row)
     factor = max(1, -(-least_side // smallest))
@@ -67,7 +70,8 @@ def labelled_grid(
         for row in rows
     ]
     heads = [
-        _wrapped(label, max(110, max(row[place].width for row in big))) for place, label in enumerate(column_labels)
+        _wrapped(label, max(least_width, max(row[place].width for row in big)))
+        for place, label in enumerate(column_labels)
     ]
     widths = [
         max([row[place].width for row in big] + [_width(line) for line in heads[place]] + _note_widths(notes, place))

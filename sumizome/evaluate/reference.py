@@ -1,19 +1,18 @@
 """The data that models are held against: its pictures, decoded from latents, in three parts that share no picture.
 
-Owns the split and the decoding. Parts are taken by hash (`data.loader.split_validation`): the pictures of least hash are
-held out, as training does it, so what a run kept out of training lies in what is held out here. Numbers against
+Owns the split and the decoding. Parts are taken by hash (`data.loader.split_validation`): the pictures of least hash
+are held out, as training does it, so what a run kept out of training lies in what is held out here. Numbers against
 decoded pictures leave the VAE's own loss out of account.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from sumizome.data.latents import LatentCache, open_latents
+from sumizome.data.latents import LatentCache
 from sumizome.data.loader import split_validation
 from sumizome.errors import ConfigError
 from sumizome.evaluate.scores import Images
@@ -50,16 +49,15 @@ def fits(cache: LatentCache, vae: AutoencoderKL) -> bool:
     return vae_digest(vae, LatentStatistics(tuple(own.latent_mean), tuple(own.latent_std))) == own.vae_digest
 
 
-def load_reference(folder: Path, vae: AutoencoderKL, *, held_out: int, train_pictures: int) -> Reference:
+def load_reference(cache: LatentCache, vae: AutoencoderKL, *, held_out: int, train_pictures: int) -> Reference:
     """Decodes what is held out, and as many others by hash as `train_pictures`.
 
     Raises: ConfigError where there are too few pictures; ShardError as reading does.
     """
-    cache = open_latents(folder)
     pictures = cache.index.pictures()
     held_out = min(held_out, len(pictures) // 4)
     if held_out < 20:
-        raise ConfigError(f"{folder}: {len(pictures)} pictures are too few to hold models against; give 80 or more")
+        raise ConfigError(f"{cache.root}: {len(pictures)} pictures are too few to hold models against; give 80 or more")
     hashes = cache.index.picture_hash[pictures]
     train, held = split_validation(hashes, held_out)
     train = train[np.argsort(hashes[train], kind="stable")][:train_pictures]

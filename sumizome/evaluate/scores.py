@@ -22,7 +22,7 @@ __all__ = [
     "sharpness",
 ]
 
-Images = UInt8[np.ndarray, "n H W 3"]
+Images = UInt8[np.ndarray, "_ _ _ 3"]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),

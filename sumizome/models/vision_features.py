@@ -35,14 +35,18 @@ def load_vision_features(folder: Path, device: torch.device | str = "cpu") -> Vi
         model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().to(device)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
-        raise ModelError(f"{folder}: expected a folder of a transformers vision model with safetensors: {reason}") from error
+        raise ModelError(
+            f"{folder}: expected a folder of a transformers vision model with safetensors: {reason}"
+        ) from error
     size, mean, deviation = _preprocessing(folder, model.config)
 
     @torch.no_grad()
     def features(images: Sequence[Image.Image]) -> np.ndarray:
         found = []
         for start in range(0, len(images), _AT_ONCE):
-            square = [image.resize((size, size), Image.Resampling.BICUBIC) for image in images[start : start + _AT_ONCE]]
+            square = [
+                image.resize((size, size), Image.Resampling.BICUBIC) for image in images[start : start + _AT_ONCE]
+            ]
             pixels = torch.from_numpy(np.stack([np.asarray(image, np.float32) / 255 for image in square]))
             pixels = ((pixels - torch.tensor(mean)) / torch.tensor(deviation)).permute(0, 3, 1, 2).to(device)
             found.append(model(pixel_values=pixels).pooler_output.double().cpu().numpy())
