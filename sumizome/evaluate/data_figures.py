@@ -76,8 +76,7 @@ def crops(cache: LatentCache, vae: AutoencoderKL) -> Figure:
 
 def latent_histograms(cache: LatentCache) -> Figure:
     """Appendix B: each channel of the latents under SDXL's one factor, and under its own mean and deviation."""
-    for _, report in measure_latents(cache):
-        pass
+    *_, (_, report) = measure_latents(cache)
     measured = report.whole
     sdxl = LATENT_PRESETS["sdxl"]
     rows = np.random.default_rng(0).permutation(cache.index.pictures())[:_SAMPLED]

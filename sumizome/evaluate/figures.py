@@ -200,7 +200,7 @@ def intermediate_predictions(model: SDXLModel, config: FigureConfig, *, shown: i
     for skip in (0, 1):
         grid = sigmas[skip:]
         x = noise.to(model.unet.device) * grid[0].float()
-        states = list(SAMPLERS["euler"](denoise, x, grid, lambda key: torch.zeros_like(x)))
+        states = list(SAMPLERS["euler"](denoise, x, grid, _no_noise))
         predicted = {state.step + skip: _images(model, state.denoised)[0] for state in states}
         rows.append([predicted[place] if place in predicted else _blank(canvas) for place in (0, *places)])
         means = brightness(_pixels([predicted[step] for step in sorted(predicted)]))
@@ -218,6 +218,10 @@ def intermediate_predictions(model: SDXLModel, config: FigureConfig, *, shown: i
         labelled_grid(rows, ["with the terminal step", "without it"], labels, least_side=128),
         {"curves": curves},
     )
+
+
+def _no_noise(key: int) -> Latents:
+    raise AssertionError("Euler's sampler asks for no noise")
 
 
 def _blank(canvas: tuple[int, int]) -> Image.Image:
