@@ -76,6 +76,7 @@ def evaluate_model(
         "prediction_type": candidate.model.prediction_type,
         "zero_terminal_snr": candidate.model.schedule_config.zero_terminal_snr,
         "colours": colours,
+        **dict.fromkeys(("tags", "distance", "guidance", "validation")),
     }
     if reference is not None:
         told(f"{candidate.name}: captions of the data")

@@ -94,8 +94,8 @@ def _tag_rows(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _charts(models: Sequence[Mapping[str, Any]], data: Mapping[str, Any] | None) -> dict[str, Chart]:
-    charts = {}
+def _charts(models: Sequence[Mapping[str, Any]], data: Mapping[str, Any] | None) -> dict[str, Chart | None]:
+    charts: dict[str, Chart | None] = dict.fromkeys(("validation", "saturation", "sharpness"))
     validated = [
         Series(m["name"], [(p["timestep"], as_interval(p["loss"])) for p in m["validation"]["by_timestep"]])
         for m in models

@@ -34,7 +34,7 @@ PARTS = (np.arange(0, 360), np.arange(360, 480), np.arange(480, 600))
 @pytest.fixture(scope="module")
 def learned() -> TagClassifier:
     images, tags = pictures(600, seed=0)
-    return train_classifier(images, tags, PARTS, epochs=8)
+    return train_classifier(images, tags, PARTS, epochs=5)
 
 
 def test_what_can_be_seen_is_learned_and_measured_on_other_pictures(learned: TagClassifier) -> None:

@@ -73,7 +73,7 @@ def test_colours_need_no_data(tiny_folder: Path, tmp_path: Path) -> None:
     flags = ["--config.steps", "2", "--config.seeds", "2", "--config.colours", "grey"]
     assert main(["evaluate", "--model", str(tiny_folder), "--out", str(out), *flags]) == 0
     facts = json.loads(out.with_suffix(".json").read_text())
-    assert facts["data"] is None and "distance" not in facts["models"][0]
+    assert facts["data"] is None and facts["models"][0]["distance"] is None
 
 
 def test_the_parts_of_the_data_share_no_picture_and_hold_out_what_training_does(tiny: SDXLModel, latents: Path) -> None:
@@ -106,7 +106,7 @@ def test_losses_of_all_prediction_types_are_those_of_the_velocity(
     facts = _validation(Candidate("m", Path(), model), reference, config)
     loss = facts["by_timestep"][0]["loss"]["value"]
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    assert loss == pytest.approx(1 / np.cumprod(1 - betas)[500], rel=0.1)
+    assert loss == pytest.approx(1 / np.cumprod(1 - betas)[500], rel=0.2)
     assert facts["pictures"] == 4 and facts["known_held_out"] is False
 
 
