@@ -29,7 +29,7 @@ from sumizome.files import hold_lock, sha256_of, write_atomically
 from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.models.vae import apply_latent_statistics, model_digest, vae_digest
 from sumizome.settings import as_mapping, read_toml, to_toml
-from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, list_checkpoints
+from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, list_checkpoints, open_checkpoint
 from sumizome.train.config import TrainConfig
 
 __all__ = [
@@ -190,35 +190,39 @@ def check_base_model(run_dir: Path, checkpoint: SavedCheckpoint, digests: Mappin
 
 
 def load_trained_model(
-    run_dir: Path, weights: Literal["ema", "raw"] = "ema", **load_options: Any
+    run_dir: Path, weights: Literal["ema", "raw"] = "ema", *, checkpoint: Path | None = None, **load_options: Any
 ) -> tuple[SDXLModel, int]:
-    """The run's model with its newest verified weights, and the step they were saved at.
+    """The run's model with its newest verified weights (or those of one checkpoint), and the step they were saved at.
 
     Raises: CheckpointError when there is no checkpoint yet; ModelError when the base model cannot be read.
     """
     config = read_run_config(run_dir)
     part = "ema" if weights == "ema" else "weights"
-    checkpoint, complaints = latest_checkpoint(run_dir / "checkpoints", parts=(part,))
-    if checkpoint is None:
+    if checkpoint is not None:
+        saved: SavedCheckpoint | None = open_checkpoint(checkpoint, parts=(part,))
+        complaints: list[str] = []
+    else:
+        saved, complaints = latest_checkpoint(run_dir / "checkpoints", parts=(part,))
+    if saved is None:
         raise CheckpointError(f"{run_dir}: no checkpoint yet; let `sumizome train` reach one (checkpoint.every)")
     for complaint in complaints:
-        print(f"sumizome: warning: {complaint}; using step {checkpoint.step} instead")
+        print(f"sumizome: warning: {complaint}; using step {saved.step} instead")
     model = load_model(config.model, **load_options)
     frozen = {name: digest for name, digest in base_digests(model).items() if name != "unet"}
     if config.optim.text_encoder_lr > 0:
         del frozen["text_encoders"]
     if load_options.get("dtype", torch.float32) != torch.float32:
         frozen.pop("text_encoders", None)  # digests are of float32 weights, which the VAE always has
-    check_base_model(run_dir, checkpoint, frozen)
+    check_base_model(run_dir, saved, frozen)
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
-    if set(parameters) != set(checkpoint.shapes(part)):
+    if set(parameters) != set(saved.shapes(part)):
         raise CheckpointError(f"{run_dir}: its checkpoint does not fit the base model {config.model}")
-    checkpoint.read_into(part, {name: parameter.detach() for name, parameter in parameters.items()})
+    saved.read_into(part, {name: parameter.detach() for name, parameter in parameters.items()})
     trained = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
     statistics = stated_statistics(config.latent_statistics)
     if statistics and trained.vae is not None:
         apply_latent_statistics(trained.vae, *statistics)
-    return trained, checkpoint.step
+    return trained, saved.step
 
 
 def read_run_config(run_dir: Path) -> TrainConfig:
