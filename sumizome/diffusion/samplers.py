@@ -89,8 +89,8 @@ def heun(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | None
 def dpm2(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | None = None) -> Iterator[SamplerState]:
     """Second order, deterministic (`noise` is not used): the slope is taken at the middle m = √(s·s') of the step.
 
-    Two evaluations a step but for the first from pure noise (see HEUN_SIGMA_MAX) and the last. x + (s' − s)(x_m − D_m)/m
-    is the Euler step plus (s − s')/m · (D_m − D).
+    Two evaluations a step but for the first from pure noise (see HEUN_SIGMA_MAX) and the last. The step
+    x + (s' − s)(x_m − D_m)/m is Euler's plus (s − s')/m · (D_m − D).
     Source: Karras et al. 2206.00364, Algorithm 2 without its noise; the middle in log sigma is k-diffusion's.
     """
     for step, sigma, sigma_next in walk(sigmas):

@@ -196,7 +196,7 @@ def _beta_quantiles(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     mass = np.cumsum(np.sin(2 * (edges[1:] + edges[:-1]) / 2) ** (2 * _BETA_SHAPE - 1))
     share = np.concatenate([[0.0], mass / mass[-1]]) / 2
     lower = np.sin(np.interp(np.minimum(shares, 1 - shares), share, edges)) ** 2
-    return np.where(shares > 0.5, 1 - lower, lower)
+    return np.select([shares > 0.5, shares == 0.5], [1 - lower, 0.5], lower)
 
 
 def _kl_optimal(count: int, sigma_max: float, sigma_min: float) -> Sigmas:
