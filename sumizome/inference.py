@@ -18,12 +18,13 @@ from sumizome.diffusion.denoiser import Denoise, Denoiser
 from sumizome.diffusion.guidance import GuidanceConfig, build_guided_denoiser
 from sumizome.diffusion.samplers import SAMPLERS, SamplerName, SamplerState
 from sumizome.diffusion.schedule import build_noise_schedule
-from sumizome.diffusion.sigmas import Grid, SigmaMax, build_sigmas
+from sumizome.diffusion.sigmas import BASE_SIGMA_MAX, Grid, SigmaMax, build_sigmas
 from sumizome.errors import ConfigError
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.text_encoding import chunk_prompt, encode_prompts, tokenize
 from sumizome.models.vae import decode_latents, vae_factor
+from sumizome.prompts import PromptSyntax
 from sumizome.seeds import generator
 from sumizome.shapes import Latents, Pixels
 
@@ -54,6 +55,8 @@ class SamplingConfig:
     """Where the steps stand: native = evenly in timestep, the report's."""
     sigma_max: SigmaMax = "pure"
     """Where sampling starts: pure noise, a finite sigma, or one scaled with the canvas."""
+    base_sigma_max: float = BASE_SIGMA_MAX
+    """For sigma_max "canvas": the sigma of a canvas of 512×512, from which it grows with √area."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
@@ -67,6 +70,10 @@ class PictureRequest:
     """(height, width) in pixels."""
     seed: int = 0
     """Of its noise; the same seed gives the same picture alone or in a batch."""
+    noise_row: int = 0
+    """Which picture of a ComfyUI batch it is: all of a batch are drawn from one seed. A1111 counts the seed up."""
+    syntax: PromptSyntax = "plain"
+    """How weights, breaks and schedules are written in its prompts; plain = not at all."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
@@ -76,6 +83,8 @@ class Picture:
 
     request: PictureRequest
     image: Image.Image
+    batch: tuple[int, int] = (0, 1)
+    """Its row, and how many rows were drawn together: what bit-equal repetition needs beside the request."""
     dropped: str = ""
     """The ends of prompt and negative prompt that did not fit into the chunks; "" if all did."""
 
@@ -109,12 +118,12 @@ def draw_pictures(
             done += 1
             if on_step is not None:
                 on_step(done, total)
-        for request, row in zip(batch, latents, strict=True):
+        for number, (request, row) in enumerate(zip(batch, latents, strict=True)):
             # One at a time: at SDXL's size decoding takes more memory than the U-Net.
             (image,) = _images(decode_latents(model.vae, row[None]))
             prompts = (request.prompt, request.negative_prompt)
             dropped = [chunk_prompt(prompt, max_chunks).dropped for prompt in prompts]
-            yield Picture(request, image, "; ".join(filter(None, dropped)))
+            yield Picture(request, image, (number, len(batch)), "; ".join(filter(None, dropped)))
 
 
 def _batches(requests: Sequence[PictureRequest], batch_size: int, max_chunks: int) -> Iterator[list[PictureRequest]]:
@@ -138,9 +147,14 @@ def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> I
     shape = (_LATENT_CHANNELS, *(side // vae_factor(model.vae) for side in canvas))
     # What a canvas asks of sigma_max is decided by its latents: the rule's pixels are SDXL's, eight to a latent.
     sdxl_canvas = (8 * shape[1], 8 * shape[2])
-    sigmas = build_sigmas(sampling.grid, sampling.steps, schedule, sampling.sigma_max, sdxl_canvas)
+    sigmas = build_sigmas(
+        sampling.grid, sampling.steps, schedule, sampling.sigma_max, sdxl_canvas, sampling.base_sigma_max
+    )
     device = model.unet.device
-    x = torch.stack([initial_noise(request.seed, shape) for request in batch]).to(device) * sigmas[0].float()
+    x = (
+        torch.stack([initial_noise(request.seed, shape, request.noise_row) for request in batch]).to(device)
+        * sigmas[0].float()
+    )
 
     def noise(key: int) -> Latents:
         rows = [torch.randn(shape, generator=generator(request.seed, "sampler", key)) for request in batch]
@@ -149,9 +163,12 @@ def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> I
     return SAMPLERS[sampling.sampler](guided_denoiser(model, batch, max_chunks), x, sigmas, noise)
 
 
-def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Tensor, "c h w"]:
-    """Unit noise [c, h, w] by seed, bit for bit what ComfyUI and A1111 (RNG: CPU) draw for a single picture."""
-    return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[0]
+def initial_noise(seed: int, shape: tuple[int, ...], row: int = 0) -> Float[Tensor, "c h w"]:
+    """Unit noise [c, h, w] by seed, bit for bit what ComfyUI and A1111 (RNG: CPU) draw for a single picture.
+
+    `row` > 0 is a further picture of a ComfyUI batch, whose noise is one draw [rows, c, h, w].
+    """
+    return torch.randn((row + 1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[row]
 
 
 @torch.no_grad()
