@@ -18,13 +18,13 @@ from sumizome.diffusion.denoiser import Denoise, Denoiser
 from sumizome.diffusion.guidance import GuidanceConfig, build_guided_denoiser
 from sumizome.diffusion.samplers import SAMPLERS, SamplerName, SamplerState
 from sumizome.diffusion.schedule import build_noise_schedule
-from sumizome.diffusion.sigmas import BASE_SIGMA_MAX, Grid, SigmaMax, build_sigmas
+from sumizome.diffusion.sigmas import BASE_SIGMA_MAX, Grid, SigmaMax, Sigmas, build_sigmas
 from sumizome.errors import ConfigError
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
 from sumizome.models.sdxl import SDXLModel
-from sumizome.models.text_encoding import chunk_prompt, encode_prompts, tokenize
 from sumizome.models.vae import decode_latents, vae_factor
-from sumizome.prompts import PromptSyntax
+from sumizome.models.weighted_prompts import chunk_weighted, encode_weighted
+from sumizome.prompts import PromptSyntax, scheduled
 from sumizome.seeds import generator
 from sumizome.shapes import Latents, Pixels
 
@@ -121,8 +121,7 @@ def draw_pictures(
         for number, (request, row) in enumerate(zip(batch, latents, strict=True)):
             # One at a time: at SDXL's size decoding takes more memory than the U-Net.
             (image,) = _images(decode_latents(model.vae, row[None]))
-            prompts = (request.prompt, request.negative_prompt)
-            dropped = [chunk_prompt(prompt, max_chunks).dropped for prompt in prompts]
+            dropped = [chunk_weighted(p, request.syntax, max_chunks).dropped for p in _step_prompts(request)[-1]]
             yield Picture(request, image, (number, len(batch)), "; ".join(filter(None, dropped)))
 
 
@@ -131,14 +130,23 @@ def _batches(requests: Sequence[PictureRequest], batch_size: int, max_chunks: in
 
     A prompt batched with a longer one would be padded with an empty chunk, and be another picture.
     """
-    for _, group in groupby(requests, key=lambda r: (r.canvas, r.sampling, _chunks(r, max_chunks))):
+    for _, group in groupby(requests, key=lambda r: (r.canvas, r.sampling, r.syntax, _chunks(r, max_chunks))):
         alike = list(group)
         yield from (alike[start : start + batch_size] for start in range(0, len(alike), batch_size))
 
 
-def _chunks(request: PictureRequest, max_chunks: int) -> int:
+def _chunks(request: PictureRequest, max_chunks: int) -> tuple[tuple[int, ...], ...]:
+    """Chunks of prompt and negative prompt, of each version that schedules make of them."""
+    versions = dict.fromkeys(_step_prompts(request))
+    counts = [tuple(len(chunk_weighted(p, request.syntax, max_chunks).chunks) for p in pair) for pair in versions]
+    return tuple((max(pair),) if request.syntax in ("plain", "novelai") else pair for pair in counts)
+
+
+def _step_prompts(request: PictureRequest) -> list[tuple[str, str]]:
+    """(prompt, negative prompt) of each step."""
+    steps = request.sampling.steps
     prompts = (request.prompt, request.negative_prompt)
-    return max(len(chunk_prompt(prompt, max_chunks).chunks) for prompt in prompts)
+    return list(zip(*(scheduled(prompt, request.syntax, steps) for prompt in prompts), strict=True))
 
 
 def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> Iterator[SamplerState]:
@@ -160,7 +168,7 @@ def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> I
         rows = [torch.randn(shape, generator=generator(request.seed, "sampler", key)) for request in batch]
         return torch.stack(rows).to(device)
 
-    return SAMPLERS[sampling.sampler](guided_denoiser(model, batch, max_chunks), x, sigmas, noise)
+    return SAMPLERS[sampling.sampler](guided_denoiser(model, batch, max_chunks, sigmas), x, sigmas, noise)
 
 
 def initial_noise(seed: int, shape: tuple[int, ...], row: int = 0) -> Float[Tensor, "c h w"]:
@@ -172,12 +180,35 @@ def initial_noise(seed: int, shape: tuple[int, ...], row: int = 0) -> Float[Tens
 
 
 @torch.no_grad()
-def guided_denoiser(model: SDXLModel, batch: Sequence[PictureRequest], max_chunks: int = 3) -> Denoise:
-    """D(x, sigma) for a batch of requests of one canvas, guided as their (common) sampling says."""
-    prompts = [request.prompt for request in batch] + [request.negative_prompt for request in batch]
-    tokens = tokenize(prompts, max_chunks)
-    prompt_embeds, pooled = encode_prompts(model.text_encoders, tokens.input_ids)
-    time_ids = canvas_time_ids(batch[0].canvas, len(prompts)).to(prompt_embeds.device)
+def guided_denoiser(
+    model: SDXLModel, batch: Sequence[PictureRequest], max_chunks: int = 3, sigmas: Sigmas | None = None
+) -> Denoise:
+    """D(x, sigma) for a batch of requests of one canvas, guided as their (common) sampling says.
+
+    `sigmas`, the grid, says which step a sigma belongs to where prompts change while sampling.
+    """
+    by_step = list(zip(*(_step_prompts(request) for request in batch), strict=True))
+    denoisers = {prompts: _guided(model, batch, prompts, max_chunks) for prompts in dict.fromkeys(by_step)}
+    if len(denoisers) == 1 or sigmas is None:
+        return denoisers[by_step[0]]
+    ends = sigmas[1:].tolist()
+
+    def changing(x: Latents, sigma: float) -> Latents:
+        step = sum(end >= sigma for end in ends)
+        return denoisers[by_step[step]](x, sigma)
+
+    return changing
+
+
+def _guided(
+    model: SDXLModel, batch: Sequence[PictureRequest], prompts: Sequence[tuple[str, str]], max_chunks: int
+) -> Denoise:
+    """The denoiser of one version of each request's prompt and negative prompt."""
+    syntax = batch[0].syntax
+    texts = [prompt for prompt, _ in prompts] + [negative for _, negative in prompts]
+    chunked = [chunk_weighted(text, syntax, max_chunks) for text in texts]
+    prompt_embeds, pooled = encode_weighted(model.text_encoders, chunked, syntax)
+    time_ids = canvas_time_ids(batch[0].canvas, len(texts)).to(prompt_embeds.device)
     both = UNetConditioning(prompt_embeds, pooled, time_ids)
     rows = slice(len(batch))
     return build_guided_denoiser(batch[0].sampling.guidance, _denoiser(model, both.rows(rows)), _denoiser(model, both))

@@ -4,6 +4,8 @@ r"""ComfyUI's weights: (x) multiplies by 1.1, (x:1.3) sets 1.3 whatever is aroun
 pair.
 """
 
+import contextlib
+
 from sumizome.prompts.parts import Part, joined
 
 __all__ = ["parse"]
@@ -36,10 +38,8 @@ def _weighted(text: str, weight: float) -> list[Part]:
         inside, inner = piece[1:-1], weight * _STEP
         head, colon, number = inside.rpartition(":")
         if colon and head:
-            try:
+            with contextlib.suppress(ValueError):
                 inside, inner = head, float(number)
-            except ValueError:
-                pass
         parts += _weighted(inside, inner)
     return parts
 
