@@ -5,7 +5,7 @@ what it was batched with. Noise comes from a CPU generator by seed, as ComfyUI's
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -15,25 +15,31 @@ from PIL import Image
 from torch import Tensor
 
 from sumizome.diffusion.denoiser import Denoise, Denoiser
-from sumizome.diffusion.guidance import GuidanceConfig, build_guided_denoiser
-from sumizome.diffusion.samplers import SAMPLERS, SamplerName, SamplerState
+from sumizome.diffusion.guidance import GuidedDenoiser, build_guided_denoiser
+from sumizome.diffusion.samplers import SAMPLERS, SamplerState
 from sumizome.diffusion.schedule import build_noise_schedule
-from sumizome.diffusion.sigmas import BASE_SIGMA_MAX, Grid, SigmaMax, Sigmas, build_sigmas
+from sumizome.diffusion.sigmas import Sigmas, build_sigmas, scaled_sigma_max
 from sumizome.errors import ConfigError
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
 from sumizome.models.sdxl import SDXLModel
-from sumizome.models.vae import decode_latents, vae_factor
+from sumizome.models.tiled_decode import decode_in_tiles
+from sumizome.models.vae import vae_factor
 from sumizome.models.weighted_prompts import chunk_weighted, encode_weighted
-from sumizome.prompts import PromptSyntax, scheduled
+from sumizome.picture_request import Picture, PictureRequest, RedrawConfig, SamplingConfig, SecondPassConfig
+from sumizome.prompts import scheduled
+from sumizome.redraw import Start, enlarge, keep_known, keep_outside_mask, load_start
 from sumizome.seeds import generator
 from sumizome.shapes import Latents, Pixels
 
 __all__ = [
     "Picture",
     "PictureRequest",
+    "RedrawConfig",
     "SamplingConfig",
+    "SecondPassConfig",
     "check_canvas",
     "draw_pictures",
+    "final_canvas",
     "guided_denoiser",
     "initial_noise",
     "native_canvas",
@@ -41,52 +47,6 @@ __all__ = [
 ]
 
 _LATENT_CHANNELS = 4
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How noise becomes a picture."""
-
-    steps: int = 28
-    """Network calls, or pairs of them for second-order samplers; 28 is the report's."""
-    sampler: SamplerName = "euler"
-    """Euler and euler_ancestral are the report's."""
-    grid: Grid = "native"
-    """Where the steps stand: native = evenly in timestep, the report's."""
-    sigma_max: SigmaMax = "pure"
-    """Where sampling starts: pure noise, a finite sigma, or one scaled with the canvas."""
-    base_sigma_max: float = BASE_SIGMA_MAX
-    """For sigma_max "canvas": the sigma of a canvas of 512×512, from which it grows with √area."""
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-
-
-@dataclass(frozen=True)
-class PictureRequest:
-    """One picture to draw."""
-
-    prompt: str
-    negative_prompt: str = ""
-    canvas: tuple[int, int] = (1024, 1024)
-    """(height, width) in pixels."""
-    seed: int = 0
-    """Of its noise; the same seed gives the same picture alone or in a batch."""
-    noise_row: int = 0
-    """Which picture of a ComfyUI batch it is: all of a batch are drawn from one seed. A1111 counts the seed up."""
-    syntax: PromptSyntax = "plain"
-    """How weights, breaks and schedules are written in its prompts; plain = not at all."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn picture and what was asked for."""
-
-    request: PictureRequest
-    image: Image.Image
-    batch: tuple[int, int] = (0, 1)
-    """Its row, and how many rows were drawn together: what bit-equal repetition needs beside the request."""
-    dropped: str = ""
-    """The ends of prompt and negative prompt that did not fit into the chunks; "" if all did."""
 
 
 def native_canvas(model: SDXLModel) -> tuple[int, int]:
@@ -101,27 +61,31 @@ def draw_pictures(
     *,
     batch_size: int = 4,
     max_chunks: int = 3,
+    decode_tile: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[Picture]:
     """The requested pictures in order, as they are finished. `on_step(done, total)` counts sampler steps over all.
 
+    `decode_tile`: side in pixels of the tiles that the VAE decodes at a time; 0 = whole pictures.
     Raises: ConfigError for a canvas that the model cannot draw.
     """
     for request in requests:
         check_canvas(model, request.canvas)
+        check_canvas(model, final_canvas(request))
     batches = list(_batches(requests, batch_size, max_chunks))
-    total = sum(batch[0].sampling.steps for batch in batches)
+    total = sum(len(sigmas) - 1 for batch in batches for sigmas in _grids(model, batch[0]))
     done = 0
     for batch in batches:
-        for state in _sample(model, batch, max_chunks):
+        for state in _drawn(model, batch, max_chunks):
             latents = state.x
             done += 1
             if on_step is not None:
                 on_step(done, total)
         for number, (request, row) in enumerate(zip(batch, latents, strict=True)):
             # One at a time: at SDXL's size decoding takes more memory than the U-Net.
-            (image,) = _images(decode_latents(model.vae, row[None]))
+            (image,) = _images(decode_in_tiles(model.vae, row[None], decode_tile))
             dropped = [chunk_weighted(p, request.syntax, max_chunks).dropped for p in _step_prompts(request)[-1]]
+            image = keep_outside_mask(image, request.redraw)
             yield Picture(request, image, (number, len(batch)), "; ".join(filter(None, dropped)))
 
 
@@ -130,9 +94,15 @@ def _batches(requests: Sequence[PictureRequest], batch_size: int, max_chunks: in
 
     A prompt batched with a longer one would be padded with an empty chunk, and be another picture.
     """
-    for _, group in groupby(requests, key=lambda r: (r.canvas, r.sampling, r.syntax, _chunks(r, max_chunks))):
+    for _, group in groupby(requests, key=lambda request: _alike(request, max_chunks)):
         alike = list(group)
         yield from (alike[start : start + batch_size] for start in range(0, len(alike), batch_size))
+
+
+def _alike(request: PictureRequest, max_chunks: int) -> tuple[object, ...]:
+    """What requests of one batch have in common."""
+    chunks = _chunks(request, max_chunks)
+    return request.canvas, request.sampling, request.syntax, request.redraw, request.second_pass, chunks
 
 
 def _chunks(request: PictureRequest, max_chunks: int) -> tuple[tuple[int, ...], ...]:
@@ -149,26 +119,77 @@ def _step_prompts(request: PictureRequest) -> list[tuple[str, str]]:
     return list(zip(*(scheduled(prompt, request.syntax, steps) for prompt in prompts), strict=True))
 
 
-def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> Iterator[SamplerState]:
-    sampling, canvas = batch[0].sampling, batch[0].canvas
+def _grids(model: SDXLModel, request: PictureRequest) -> list[Sigmas]:
+    """The sigmas of the pass, or of both."""
+    sampling, second = request.sampling, request.second_pass
     schedule = build_noise_schedule(model.schedule_config)
-    shape = (_LATENT_CHANNELS, *(side // vae_factor(model.vae) for side in canvas))
     # What a canvas asks of sigma_max is decided by its latents: the rule's pixels are SDXL's, eight to a latent.
-    sdxl_canvas = (8 * shape[1], 8 * shape[2])
-    sigmas = build_sigmas(
-        sampling.grid, sampling.steps, schedule, sampling.sigma_max, sdxl_canvas, sampling.base_sigma_max
+    height, width = (8 * side for side in _latent_shape(model, request.canvas)[1:])
+    first = build_sigmas(
+        sampling.grid, sampling.steps, schedule, sampling.sigma_max, (height, width), sampling.base_sigma_max
     )
+    if request.redraw.image is not None:
+        first = first[-max(1, int(request.redraw.strength * sampling.steps)) - 1 :]
+    if second.scale == 1:
+        return [first]
+    start = scaled_sigma_max(second.detail_sigma, final_canvas(request), request.canvas)
+    return [first, build_sigmas(sampling.grid, second.steps, schedule, start)]
+
+
+def final_canvas(request: PictureRequest) -> tuple[int, int]:
+    """The (height, width) of the finished picture."""
+    height, width = (round(side * request.second_pass.scale) for side in request.canvas)
+    return height, width
+
+
+def _drawn(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> Iterator[SamplerState]:
+    """States of the pass or of both; the last one's x is the result."""
+    first, *others = _grids(model, batch[0])
+    shape = _latent_shape(model, batch[0].canvas)
+    noise = torch.stack([initial_noise(request.seed, shape, request.noise_row) for request in batch])
+    start = load_start(model.vae, batch[0].redraw, batch[0].canvas)
+    mask = None if start is None else start.mask
+    state = None
+    for state in _sample(model, batch, max_chunks, first, noise, start):
+        yield state
+    for sigmas in others:
+        assert state is not None
+        sampling = replace(batch[0].sampling, steps=len(sigmas) - 1)
+        larger = [replace(request, canvas=final_canvas(request), sampling=sampling) for request in batch]
+        shape = _latent_shape(model, larger[0].canvas)
+        known = enlarge(state.x, shape[1:])
+        mask = None if mask is None else enlarge(mask, shape[1:])
+        noise = torch.stack([torch.randn(shape, generator=generator(r.seed, "second pass")) for r in larger])
+        yield from _sample(model, larger, max_chunks, sigmas, noise, Start(known, mask))
+
+
+def _sample(
+    model: SDXLModel,
+    batch: list[PictureRequest],
+    max_chunks: int,
+    sigmas: Sigmas,
+    unit_noise: Latents,
+    start: Start | None,
+) -> Iterator[SamplerState]:
+    """One pass: from noise, or from `start` with noise upon it."""
     device = model.unet.device
-    x = (
-        torch.stack([initial_noise(request.seed, shape, request.noise_row) for request in batch]).to(device)
-        * sigmas[0].float()
-    )
+    x = unit_noise.to(device) * sigmas[0].float()
+    denoise = guided_denoiser(model, batch, max_chunks, sigmas)
+    if start is not None:
+        x = x + start.latents.to(device)
+        denoise = keep_known(denoise, start)
+    shape = tuple(unit_noise.shape[1:])
 
     def noise(key: int) -> Latents:
         rows = [torch.randn(shape, generator=generator(request.seed, "sampler", key)) for request in batch]
         return torch.stack(rows).to(device)
 
-    return SAMPLERS[sampling.sampler](guided_denoiser(model, batch, max_chunks, sigmas), x, sigmas, noise)
+    return SAMPLERS[batch[0].sampling.sampler](denoise, x, sigmas, noise)
+
+
+def _latent_shape(model: SDXLModel, canvas: tuple[int, int]) -> tuple[int, int, int]:
+    factor = vae_factor(model.vae)
+    return _LATENT_CHANNELS, canvas[0] // factor, canvas[1] // factor
 
 
 def initial_noise(seed: int, shape: tuple[int, ...], row: int = 0) -> Float[Tensor, "c h w"]:
@@ -192,17 +213,22 @@ def guided_denoiser(
     if len(denoisers) == 1 or sigmas is None:
         return denoisers[by_step[0]]
     ends = sigmas[1:].tolist()
+    # A grid that was cut at its beginning makes the last steps.
+    versions = [denoisers[prompts] for prompts in by_step[-len(ends) :]]
 
-    def changing(x: Latents, sigma: float) -> Latents:
-        step = sum(end >= sigma for end in ends)
-        return denoisers[by_step[step]](x, sigma)
+    def version(sigma: float) -> GuidedDenoiser:
+        return versions[sum(end >= sigma for end in ends)]
 
-    return changing
+    return GuidedDenoiser(
+        batch[0].sampling.guidance,
+        lambda x, sigma: version(sigma).conditional(x, sigma),
+        lambda x, sigma: version(sigma).paired(x, sigma),
+    )
 
 
 def _guided(
     model: SDXLModel, batch: Sequence[PictureRequest], prompts: Sequence[tuple[str, str]], max_chunks: int
-) -> Denoise:
+) -> GuidedDenoiser:
     """The denoiser of one version of each request's prompt and negative prompt."""
     syntax = batch[0].syntax
     texts = [prompt for prompt, _ in prompts] + [negative for _, negative in prompts]

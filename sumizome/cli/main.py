@@ -24,6 +24,7 @@ COMMANDS = {
     "prepare": "encode the manifest's pictures into latent shards, by aspect-ratio bucket",
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",
+    "prompt explain": "show a prompt's chunks, tokens and weights in each program's syntax",
     "export": "write a trained model as a diffusers folder or one safetensors file",
     "inspect": "say what a model file is, what is wrong with it, what each program makes of it",
     "mend": "write a corrected copy of a model: marks, metadata, dtype, VAE, layout",

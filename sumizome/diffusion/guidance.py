@@ -92,7 +92,7 @@ class GuidedDenoiser:
         return skip - guide(skip - cond, skip - uncond, scale, self.config.guidance_rescale), uncond
 
 
-def build_guided_denoiser(config: GuidanceConfig, conditional: Denoise, paired: Denoise) -> Denoise:
+def build_guided_denoiser(config: GuidanceConfig, conditional: Denoise, paired: Denoise) -> GuidedDenoiser:
     """D guided by `config`: see GuidedDenoiser for the two denoisers.
 
     Source: Ho & Salimans 2207.12598; report §6.
