@@ -88,6 +88,9 @@ class GuidedDenoiser:
         scale = self.config.scale_at(sigma)
         if scale == 1:
             return cond, uncond
+        if self.config.guidance_rescale == 0:
+            # On the velocity it is the same line: the skip term falls out.
+            return guide(cond, uncond, scale), uncond
         skip = _skip_term(x, sigma)
         return skip - guide(skip - cond, skip - uncond, scale, self.config.guidance_rescale), uncond
 

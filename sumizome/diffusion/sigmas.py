@@ -177,10 +177,10 @@ def _beta(steps: int, schedule: NoiseSchedule, start: float) -> Sigmas:
     last = round(_starting_timestep(schedule, start))
     quantiles = _beta_quantiles(1 - np.arange(steps) / steps)
     timesteps = torch.from_numpy(np.rint(quantiles * last))
-    if len(timesteps.unique()) < steps:
+    met = len(set(timesteps.tolist()))
+    if met < steps:
         raise ConfigError(
-            f"the beta grid of {steps} steps meets only {len(timesteps.unique())} of {last + 1} timesteps; "
-            "take fewer steps, or native"
+            f"the beta grid of {steps} steps meets only {met} of {last + 1} timesteps; take fewer steps, or native"
         )
     return schedule.sigma_of(timesteps)
 
