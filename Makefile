@@ -7,16 +7,24 @@ PYTHON ?= python3
 UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 # What `make bench-data` runs, one JSON line a measurement.
-BENCH_DATA := benchmarks/bench_decode.py
+BENCH_DATA :=
+BENCH_DATA += benchmarks/bench_plan.py
+BENCH_DATA += benchmarks/bench_tags.py
+BENCH_DATA += benchmarks/bench_decode.py
+BENCH_DATA += benchmarks/bench_latents.py
+BENCH_DATA += benchmarks/bench_prepare.py
+BENCH_DATA += benchmarks/bench_ingest.py
 
-.PHONY: demo test test-slow lint emoji bench-data clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       draw a tagged set, train a tiny SDXL on it, sample, export: 10 minutes on 2 cores"
 	@echo "make test       install what tests need, check style and types, run the tests"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
+	@echo "make test-faults  kill, stop, damage and starve runs; writes docs/faults.md (hours on 2 cores)"
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
+	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
 $(BIN)/uv:
@@ -42,6 +50,13 @@ test: $(VENV)/.installed-test lint
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow"
 
+test-faults: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_executors.py tests/test_prepare.py tests/test_prepare_update.py tests/test_leases.py
+	$(BIN)/python tests/faults/run_matrix.py --out docs/faults.md
+
+fuzz: $(VENV)/.installed-test
+	SUMIZOME_FUZZ_CASES=20000 $(BIN)/python -m pytest tests/data/test_fuzzed_parsers.py tests/data/test_tar_reader.py
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,7 +69,7 @@ emoji: $(VENV)/.installed
 
 bench-data: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'
-	for script in $(BENCH_DATA); do $(BIN)/python $$script || exit 1; done
+	@for script in $(BENCH_DATA); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) work build dist

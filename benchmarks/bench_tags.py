@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 sys.path.insert(0, str(Path(__file__).parent))
 
 from measurement import record
-from synthetic_manifest import synthetic_categories, synthetic_tags, vocabulary
+from synthetic_tags import synthetic_categories, synthetic_tags, vocabulary
 
 from sumizome.data.tag_codes import code_tags
 from sumizome.data.tags import TagWeightConfig, tag_counts, tag_loss_weights, weigh

@@ -1,70 +1,78 @@
-"""A manifest of any size written by code: booru-like lengths of tag lists, a long-tailed vocabulary, usual sizes.
+"""A manifest of millions of made-up booru pictures, the same for a seed, written as `write_manifest` writes one.
 
-Owns the recipe; the same count gives the same bytes. Pictures of it exist nowhere.
+Sizes: illustrations by kind (portrait sheets, squares, landscape, screens, photographs' 3:2 and 4:3) with a spread
+about each aspect and a log-normal area. Tags: about thirty of a vocabulary of 200 000 by Zipf's law (P(rank r) ∝ 1/r),
+each picture's spread over all ranks, so that it has head tags and rare ones and hardly any twice.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from sumizome.data.manifest import SCHEMA, Manifest
+from sumizome.data.manifest import SCHEMA, Manifest, write_manifest
 
-__all__ = ["synthetic_categories", "synthetic_manifest", "synthetic_tags"]
+__all__ = ["VOCABULARY", "made_sizes", "made_table", "make_manifest", "vocabulary"]
 
-_BATCH = 250_000
-_SIDES = ((1024, 1024), (1216, 832), (1400, 1000), (1800, 1200), (900, 1600), (700, 500), (2048, 1448), (512, 512))
-
-
-def synthetic_tags(count: int, mean_tags: float, vocabulary: Sequence[str], seed: int = 0) -> pa.ChunkedArray:
-    """Lists of tags: lengths of a negative binomial law, tags by Zipf's law, doubles within a list left in."""
-    words, chunks = pa.array(vocabulary, pa.string()), []
-    share = np.cumsum(1 / np.arange(1, len(words) + 1) ** 1.02)
-    for first in range(0, count, _BATCH):
-        random = np.random.default_rng([seed, first])
-        rows = min(_BATCH, count - first)
-        lengths = np.minimum(random.negative_binomial(6, 6 / (6 + mean_tags), rows), 300)
-        drawn = np.searchsorted(share, random.random(int(lengths.sum())) * share[-1]).astype(np.int32)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), words.take(pa.array(drawn))))
-    return pa.chunked_array(chunks).cast(SCHEMA.field("tags").type)
+VOCABULARY = 200_000
+_BLOCK = 250_000
 
 
-def vocabulary(size: int) -> list[str]:
-    """Tags of one to four short words, all different."""
-    syllables = ("ka", "mi", "so", "ru", "ten", "shi", "bow", "red", "hat", "long", "eye", "sky", "(x)", "blue", "_o")
-    base = len(syllables)
-    return [
-        " ".join(syllables[index // base**place % base] for place in range(1 + index % 4)) + f" {index}"
-        for index in range(size)
-    ]
+def made_sizes(count: int, seed: int = 0) -> np.ndarray:
+    """[count, 2] (height, width) px."""
+    draw = np.random.Generator(np.random.PCG64([seed, 1]))
+    aspects = np.array([1 / np.sqrt(2), 0.75, 2 / 3, 1.0, 4 / 3, np.sqrt(2), 16 / 9, 9 / 16, 0.8, 1.25])
+    share = np.array([0.27, 0.14, 0.08, 0.12, 0.08, 0.08, 0.09, 0.05, 0.05, 0.04])
+    aspect = aspects[draw.choice(len(aspects), count, p=share)] * np.exp(draw.normal(0, 0.06, count))
+    area = np.exp(draw.normal(np.log(1500.0**2), 0.6, count))
+    width = np.sqrt(area * aspect)
+    return np.clip(np.rint(np.stack([width / aspect, width], axis=1)), 64, 16_000).astype(np.int64)
 
 
-def synthetic_categories(words: Sequence[str]) -> dict[str, str]:
-    """A twentieth artists, a tenth characters, a fiftieth series; the rest general."""
-    kinds = {3: "artist", 7: "character", 13: "character", 17: "copyright", 19: "meta"}
-    return {word: kinds[index % 20] for index, word in enumerate(words) if index > 100 and index % 20 in kinds}
+def vocabulary(seed: int = 0) -> pa.Array:
+    """Tags of one to three made-up words, 4 to 30 letters, none twice."""
+    draw = np.random.Generator(np.random.PCG64([seed, 2]))
+    parts = np.array([a + b for a in "bdfghkmnrst" for b in "aeiou"])
+    words = np.char.add(
+        np.char.add(parts[draw.integers(0, 55, VOCABULARY)], parts[draw.integers(0, 55, VOCABULARY)]), " "
+    )
+    numbered = np.array([f"{number:x}" for number in range(VOCABULARY)])
+    return pa.array(np.char.add(words, numbered))
 
 
-def synthetic_manifest(count: int, mean_tags: float = 30.0, words: int = 200_000) -> Manifest:
-    """A sound manifest of `count` rows."""
-    random = np.random.default_rng(1)
-    names = vocabulary(words)
-    sides = np.array(_SIDES)[random.integers(0, len(_SIDES), count)] * random.uniform(0.6, 1.4, (count, 1))
-    height, width = np.maximum(16, sides * random.uniform(0.85, 1.18, (count, 2))).astype(np.int32).T
-    digests = pa.array([f"{index:016x}" + "0" * 48 for index in range(count)])
-    columns = {
-        "id": pa.array([f"{index:016x}" for index in range(count)]),
-        "source": np.zeros(count, np.int16),
-        "path": pa.array([f"{index % 1000:03d}/{index}.png" for index in range(count)]),
-        "sha256": digests,
-        "file_bytes": random.integers(50_000, 3_000_000, count),
-        "format": pa.array(np.array(["PNG", "JPEG", "WEBP"])[random.integers(0, 3, count)]),
-        "height": height,
-        "width": width,
-        "tags": synthetic_tags(count, mean_tags, names),
-        "kept_tags": np.zeros(count, np.int16),
-        "repeats": np.ones(count, np.int32),
-    }
-    return Manifest(pa.table(columns, schema=SCHEMA), (Path("/nowhere"),), categories=synthetic_categories(names))
+def made_table(start: int, count: int, sizes: np.ndarray, words: pa.Array, seed: int = 0) -> pa.Table:
+    """Rows start … start + count − 1 of the manifest."""
+    draw = np.random.Generator(np.random.PCG64([seed, 3, start]))
+    lengths = np.clip(draw.gamma(5.0, 6.0, count), 3, 120).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    stratum = (within + draw.random(offsets[-1])) / np.repeat(lengths, lengths)
+    ranks = np.exp(stratum * np.log(VOCABULARY)).astype(np.int32) - 1
+    tags = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), words.take(pa.array(ranks)))
+    # Row numbers spread over all 64 bits by an odd factor: different, and in no order.
+    ids = [f"{(number * 0x9E3779B97F4A7C15) % 2**64:016x}" for number in range(start, start + count)]
+    return pa.table(
+        {
+            "id": ids,
+            "source": np.zeros(count, np.int16),
+            "path": [f"{number % 1000:04d}/{number}.jpg" for number in range(start, start + count)],
+            "sha256": [sample_id * 4 for sample_id in ids],
+            "file_bytes": draw.integers(50_000, 5_000_000, count),
+            "format": ["JPEG"] * count,
+            "height": sizes[start : start + count, 0].astype(np.int32),
+            "width": sizes[start : start + count, 1].astype(np.int32),
+            "tags": tags,
+            "kept_tags": np.zeros(count, np.int16),
+            "repeats": np.ones(count, np.int32),
+        },
+        schema=SCHEMA,
+    )
+
+
+def make_manifest(path: Path, count: int, seed: int = 0) -> None:
+    """Writes it, unless it is there."""
+    if path.is_file():
+        return
+    sizes, words = made_sizes(count, seed), vocabulary(seed)
+    blocks = [made_table(start, min(_BLOCK, count - start), sizes, words, seed) for start in range(0, count, _BLOCK)]
+    write_manifest(Manifest(pa.concat_tables(blocks), (Path("/pictures"),)), path)

@@ -7,6 +7,7 @@
     │   ├── ManifestError      a manifest that is missing, damaged or of another version
     │   └── ShardError         latent shards: digest mismatch, fingerprint of another VAE, half-written unit
     ├── ModelError             model files: unknown layout, missing or foreign keys, damaged header
+    ├── StoreError             a folder or an object store that cannot be read or written: what, where, how often tried
     ├── CheckpointError        a run directory or one of its checkpoints
     ├── NonFiniteError         NaN or infinity in a loss or a gradient: names the step and the samples
     └── ExportError            an export that did not read back as it was written
@@ -24,6 +25,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "ShardError",
+    "StoreError",
     "SumizomeError",
 ]
 
@@ -46,6 +48,10 @@ class ManifestError(DataError):
 
 class ShardError(DataError):
     """Latent shards are damaged, incomplete or were made by something else than what reads them."""
+
+
+class StoreError(SumizomeError):
+    """A folder or an object store cannot be read or written. Never holds a credential."""
 
 
 class ModelError(SumizomeError):

@@ -1,92 +1,76 @@
 """Trained weights as files that other programs open: a diffusers folder, or one file in SDXL's original layout.
 
-Owns the commit: cast, written under a temporary name, read back bit for bit, flushed to disk, renamed. A file that does
-not read back is never left under the final name. What stands in the files beside weights is said by
-`models.diffusers_folder` and `models.single_file`; here are only ModelSpec's card and A1111's sidecar.
+Owns the commit: cast and written tensor by tensor under a temporary name, read back bit for bit, made to denoise one
+step, flushed to disk, renamed. A file that fails any of it is never left under the final name. What stands in the files
+beside weights is said by `export_metadata`, `models.diffusers_folder` and `models.single_file`.
 """
 
 import copy
-import hashlib
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
-import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sumizome import __version__
-from sumizome.errors import ExportError, ModelError
-from sumizome.files import flush_to_disk, give_usual_mode, write_atomically
-from sumizome.models.architecture import SDXL_SCALING_FACTOR, unet_config
-from sumizome.models.diffusers_folder import folder_key, weights_path, write_small_files
-from sumizome.models.key_map import KeyRule, from_original, key_rules, to_original
+from sumizome.errors import ExportError
+from sumizome.export_check import (
+    TORCH_DTYPES,
+    cast_weight,
+    check_native,
+    check_step,
+    model_step_source,
+    read_back,
+    step_source,
+)
+from sumizome.export_metadata import ExportDtype, ModelCard, model_metadata, sidecar_path, write_sidecar
+from sumizome.files import folder_committed, write_atomically
+from sumizome.models.architecture import SDXL_SCALING_FACTOR
+from sumizome.models.diffusers_folder import folder_key, write_small_files
+from sumizome.models.folder_files import weights_path
+from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, key_rules, to_original
 from sumizome.models.networks import native_state
+from sumizome.models.prediction_marks import prediction_markers
 from sumizome.models.sdxl import SDXLModel
-from sumizome.models.single_file import prediction_markers, prediction_metadata
-from sumizome.models.tensor_file import TensorFile, open_tensor_file
+from sumizome.models.tensor_file import open_tensor_file
+from sumizome.models.tensor_writer import TensorJob, job_of, write_tensors
 from sumizome.models.vae import fold_latent_statistics, latent_statistics
 
-__all__ = [
-    "TORCH_DTYPES",
-    "ExportDtype",
-    "ModelCard",
-    "cast_weight",
-    "folder_committed",
-    "model_metadata",
-    "read_back",
-    "sidecar_path",
-    "tensor_bytes",
-    "write_diffusers_folder",
-    "write_sidecar",
-    "write_single_file",
-]
-
-ExportDtype = Literal["fp32", "fp16", "bf16"]
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-_SIDECAR = Path(__file__).parent / "models" / "assets" / "a1111_sdxl_v.yaml"
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What ModelSpec metadata says of the model beside its architecture."""
-
-    title: str = "Sumizome model"
-    author: str = ""
-    description: str = ""
-    resolution: tuple[int, int] = (1024, 1024)
-    """(height, width) px that the model was trained for."""
+__all__ = ["ExportDtype", "ModelCard", "write_diffusers_folder", "write_single_file", "write_unet_file"]
 
 
 def write_diffusers_folder(
-    model: SDXLModel, path: Path, *, dtype: ExportDtype = "fp32", overwrite: bool = False
+    model: SDXLModel,
+    path: Path,
+    *,
+    dtype: ExportDtype = "fp32",
+    overwrite: bool = False,
+    fold_latents: bool = True,
+    verify_step: bool = True,
 ) -> Path:
     """A folder that diffusers' StableDiffusionXLPipeline opens, with SDXL's tokenizers and the right scheduler.
 
-    Returns `path`. With `overwrite`, a model folder that stands there is replaced when the new one is complete.
+    Returns `path`. With `overwrite`, a model folder that stands there is replaced when the new one is complete. Latent
+    statistics other than SDXL's factor are folded into the VAE, or, without `fold_latents`, stated in its config, which
+    diffusers reads and InvokeAI does not.
     Raises: ExportError if `path` exists, a network is missing, a weight overflows `dtype`, or reading back differs.
     """
     networks = _whole(model)
     if path.exists() and not (overwrite and (path / "model_index.json").is_file()):
         advice = "holds no diffusers model, so it is not replaced" if overwrite else "exists; ask to overwrite it"
         raise ExportError(f"{path} {advice}, or choose another path.")
-    with folder_committed(path) as folder:
+    if fold_latents and needs_folding(model.vae):
+        networks = networks | {"vae": _with_sdxl_scaling(model.vae)}
+    with folder_committed(path, failure=ExportError) as folder, read_back():
         write_small_files(folder, networks, model.prediction_type, model.schedule_config)
         for name, network in networks.items():
-            tensors = {
-                folder_key(name, key): cast_weight(f"{name}.{key}", tensor, dtype)
+            jobs = [
+                _job(folder_key(name, key), tensor, dtype, partial(cast_weight, f"{name}.{key}", tensor, dtype))
                 for key, tensor in native_state(network).items()
-            }
-            weights = weights_path(folder, name)
-            save_file(tensors, weights, metadata={"format": "pt"})
-            _check_tensors(open_tensor_file(weights), tensors)
+            ]
+            write_tensors(weights_path(folder, name), jobs, {"format": "pt"})
+        if verify_step:
+            check_step(model_step_source(model), step_source(folder), dtype)
     return path
 
 
@@ -97,6 +81,7 @@ def write_single_file(
     dtype: ExportDtype = "fp32",
     card: ModelCard | None = None,
     overwrite: bool = False,
+    verify_step: bool = True,
 ) -> Path:
     """A safetensors file in SDXL's original layout; for a v-prediction SDXL also A1111's sidecar, `path` as .yaml.
 
@@ -109,38 +94,80 @@ def write_single_file(
     markers = prediction_markers(model.prediction_type, model.schedule_config)
     sidecar = sidecar_path(model, path)
     _check_target(path, sidecar, overwrite)
-    if _needs_folding(model.vae):
+    if needs_folding(model.vae):
         networks = networks | {"vae": _with_sdxl_scaling(model.vae)}
-
-    native = {
-        f"{name}.{key}": cast_weight(f"{name}.{key}", tensor, dtype)
-        for name, network in networks.items()
-        for key, tensor in native_state(network).items()
-    }
-    rules = [rule for name, network in networks.items() for rule in key_rules(name, native_state(network))]
-    tensors = {rule.original: to_original(rule, native) for rule in rules} | markers
-    metadata = model_metadata(model, card or ModelCard(), dtype, _data_hash(tensors))
-
-    def write(file: Path) -> None:
-        save_file(tensors, file, metadata=metadata)
-        with read_back():
-            _check_single_file(open_tensor_file(file), rules, native, markers, metadata)
-
-    write_atomically(path, write, failure=ExportError)
+    metadata = model_metadata(model, card or ModelCard(), dtype)
+    _write_file(model, networks, path, dtype, markers, metadata, verify_step)
     if sidecar:
         write_sidecar(sidecar)
     return path
 
 
-def sidecar_path(model: SDXLModel, path: Path) -> Path | None:
-    """Where A1111 looks for the configuration of the single file `path`; None for a model that needs none."""
-    needed = model.prediction_type == "v_prediction" and _is_full_size(model)
-    return path.with_suffix(".yaml") if needed else None
+def write_unet_file(
+    model: SDXLModel,
+    path: Path,
+    *,
+    dtype: ExportDtype = "fp32",
+    card: ModelCard | None = None,
+    overwrite: bool = False,
+    verify_step: bool = True,
+) -> Path:
+    """The U-Net alone in one safetensors file, without the layout's prefix, its marks beside it: ComfyUI's
+    "Load Diffusion Model", which looks for them there.
+
+    Raises: ExportError as `write_single_file` does, and if the latents are not SDXL's, which needs the folded VAE.
+    """
+    if model.unet is None:
+        raise ExportError("the U-Net was not loaded, so it cannot be exported.")
+    if model.vae is not None and needs_folding(model.vae):
+        raise ExportError(
+            "the U-Net works on latents with statistics of their own, and alone it cannot say so: export the single "
+            "file or the folder, whose VAE they are folded into."
+        )
+    markers = prediction_markers(model.prediction_type, model.schedule_config)
+    _check_target(path, None, overwrite)
+    metadata = model_metadata(model, card or ModelCard(), dtype)
+    del metadata["modelspec.vae_dtype"]
+    _write_file(model, {"unet": model.unet}, path, dtype, markers, metadata, verify_step)
+    return path
 
 
-def write_sidecar(path: Path) -> None:
-    """A1111's configuration of an SDXL that predicts v. Raises: ExportError for what the disk refuses."""
-    write_atomically(path, lambda file: shutil.copyfile(_SIDECAR, file), failure=ExportError)
+def _write_file(
+    model: SDXLModel,
+    networks: Mapping[str, nn.Module],
+    path: Path,
+    dtype: ExportDtype,
+    markers: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    verify_step: bool,
+) -> None:
+    """Writes the networks and marks, streamed, and puts the file at `path` when it has read back as the model."""
+    native = {f"{name}.{key}": t for name, network in networks.items() for key, t in native_state(network).items()}
+    rules = [rule for name, network in networks.items() for rule in key_rules(name, native_state(network))]
+    strip = NETWORK_PREFIXES["unet"] if set(networks) == {"unet"} else ""
+    jobs = [job_of(name, mark) for name, mark in markers.items()]
+    for rule in rules:
+        example = to_original(rule, {name: native[name].to("meta") for name in rule.native})
+        jobs.append(_job(rule.original.removeprefix(strip), example, dtype, partial(_stored, rule, native, dtype)))
+
+    def write(file: Path) -> None:
+        write_tensors(file, jobs, metadata)
+        with read_back():
+            check_native(open_tensor_file(file), rules, native, dtype, strip)
+            if verify_step:
+                check_step(model_step_source(model), step_source(file), dtype)
+
+    write_atomically(path, write, failure=ExportError)
+
+
+def _job(name: str, tensor: Tensor, dtype: ExportDtype, make: Callable[[], Tensor]) -> TensorJob:
+    return TensorJob(
+        name, TORCH_DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape), make
+    )
+
+
+def _stored(rule: KeyRule, native: Mapping[str, Tensor], dtype: ExportDtype) -> Tensor:
+    return to_original(rule, {name: cast_weight(name, native[name], dtype) for name in rule.native})
 
 
 def _whole(model: SDXLModel) -> dict[str, nn.Module]:
@@ -159,11 +186,8 @@ def _check_target(path: Path, sidecar: Path | None, overwrite: bool) -> None:
             raise ExportError(f"{file} exists; ask to overwrite it, or choose another path.")
 
 
-def _is_full_size(model: SDXLModel) -> bool:
-    return tuple(model.unet.config["block_out_channels"]) == unet_config()["block_out_channels"]
-
-
-def _needs_folding(vae: AutoencoderKL) -> bool:
+def needs_folding(vae: AutoencoderKL) -> bool:
+    """Whether a VAE scales latents otherwise than by SDXL's one factor, which is all that most programs know."""
     return vae.config["scaling_factor"] != SDXL_SCALING_FACTOR or bool(vae.config.get("latents_mean"))
 
 
@@ -172,135 +196,3 @@ def _with_sdxl_scaling(vae: AutoencoderKL) -> AutoencoderKL:
     folded = copy.deepcopy(vae)
     folded.register_to_config(scaling_factor=SDXL_SCALING_FACTOR)
     return fold_latent_statistics(folded, list(statistics.mean), list(statistics.std))
-
-
-def cast_weight(name: str, tensor: Tensor, dtype: ExportDtype) -> Tensor:
-    """The tensor in the export's dtype, on the CPU, contiguous.
-
-    Raises: ExportError if it is not finite, there or already before.
-    """
-    wanted = TORCH_DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
-    cast = tensor.detach().to("cpu", wanted).contiguous()
-    if not torch.isfinite(cast).all():
-        if torch.isfinite(tensor).all():
-            most = float(tensor.abs().max())
-            raise ExportError(f"{name} reaches {most:.3g}, which overflows {dtype}: export as bf16 or fp32.")
-        raise ExportError(f"{name} holds NaN or infinity: export an earlier checkpoint.")
-    return cast
-
-
-def model_metadata(model: SDXLModel, card: ModelCard, dtype: ExportDtype, data_hash: str) -> dict[str, str]:
-    """ModelSpec 1.0.1, `format`, and who wrote it."""
-    stated = {
-        "sai_model_spec": "1.0.1",
-        "architecture": "stable-diffusion-xl-v1-base" if _is_full_size(model) else "sumizome-tiny",
-        "implementation": "sgm",
-        "title": card.title,
-        "author": card.author,
-        "description": card.description,
-        "resolution": f"{card.resolution[1]}x{card.resolution[0]}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hash_sha256": f"0x{data_hash}",
-        "unet_dtype": dtype,
-        "vae_dtype": dtype,
-    }
-    return {
-        **{f"modelspec.{key}": value for key, value in stated.items() if value},
-        **prediction_metadata(model.prediction_type, model.schedule_config),
-        "format": "pt",
-        "software": f"Sumizome {__version__}",
-    }
-
-
-def _data_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 hex of the file's data, whose order safetensors fixes: wider dtypes first, then by name."""
-    digest = hashlib.sha256()
-    for _, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-        digest.update(tensor_bytes(tensor).numpy().data)
-    return digest.hexdigest()
-
-
-# --- reading back ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def read_back() -> Iterator[None]:
-    """Raises: ExportError where reading what was just written raises ModelError."""
-    try:
-        yield
-    except ModelError as error:
-        raise ExportError(f"the export did not read back: {error}") from error
-
-
-def _check_tensors(file: TensorFile, tensors: Mapping[str, Tensor]) -> None:
-    """Raises: ExportError unless the file holds exactly these tensors, bit for bit."""
-    _check_names(file, tensors)
-    for name, tensor in tensors.items():
-        _check_same(file, name, tensor, file.read(name))
-
-
-def _check_single_file(
-    file: TensorFile,
-    rules: list[KeyRule],
-    native: Mapping[str, Tensor],
-    markers: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-) -> None:
-    """Raises: ExportError unless the file, read as a loader reads it, gives back every native tensor bit for bit."""
-    _check_names(file, [*(rule.original for rule in rules), *markers])
-    for rule in rules:
-        for name, tensor in from_original(rule, file.read(rule.original)).items():
-            _check_same(file, name, native[name], tensor)
-    for name, tensor in markers.items():
-        _check_same(file, name, tensor, file.read(name))
-    if file.metadata != dict(metadata):
-        raise ExportError(f"{file.path}: the metadata did not read back as written.")
-
-
-def _check_names(file: TensorFile, names: Iterable[str]) -> None:
-    difference = set(file.shapes) ^ set(names)
-    if difference:
-        raise ExportError(f"{file.path}: {len(difference)} tensors did not read back, {min(difference)} for one.")
-
-
-def _check_same(file: TensorFile, name: str, written: Tensor, read: Tensor) -> None:
-    same = written.dtype == read.dtype and written.shape == read.shape
-    if not same or not torch.equal(tensor_bytes(written), tensor_bytes(read)):
-        raise ExportError(f"{file.path}: {name} did not read back bit for bit. Check the disk and export again.")
-
-
-def tensor_bytes(tensor: Tensor) -> Tensor:
-    """The tensor's bytes as they stand in a file."""
-    return tensor.contiguous().flatten().view(torch.uint8)
-
-
-# --- a folder in one step --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def folder_committed(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, flushed and renamed to `path` if nothing is raised; what stood there goes then.
-
-    Raises: ExportError for what the disk refuses, and for what does not read back.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
-    try:
-        temporary.mkdir(parents=True)
-        with read_back():
-            yield temporary
-        for written in [*temporary.rglob("*"), temporary]:
-            if written.is_file():
-                give_usual_mode(written)
-            flush_to_disk(written)
-        if path.exists():  # a folder cannot be renamed over another one
-            path.rename(replaced)
-        temporary.rename(path)
-        flush_to_disk(path.parent)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)

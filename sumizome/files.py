@@ -4,13 +4,22 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from sumizome.errors import DataError, SumizomeError
 
-__all__ = ["flush_to_disk", "give_usual_mode", "hold_lock", "sha256_of", "write_atomically"]
+__all__ = [
+    "flush_to_disk",
+    "folder_committed",
+    "give_usual_mode",
+    "hold_lock",
+    "sha256_of",
+    "wait_for_lock",
+    "write_atomically",
+]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, failure: type[SumizomeError] = DataError) -> None:
@@ -31,6 +40,34 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, failure: ty
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_committed(path: Path, *, failure: type[SumizomeError] = DataError) -> Iterator[Path]:
+    """A temporary folder beside `path`, flushed and renamed to `path` if nothing is raised; what stood there goes then.
+
+    Raises: `failure`: what the operating system said.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for written in [*temporary.rglob("*"), temporary]:
+            if written.is_file():
+                give_usual_mode(written)
+            flush_to_disk(written)
+        if path.exists():  # a folder cannot be renamed over another one
+            path.rename(replaced)
+        temporary.rename(path)
+        flush_to_disk(path.parent)
+    except OSError as error:
+        raise failure(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -73,3 +110,11 @@ def hold_lock(path: Path, refusal: Callable[[str], SumizomeError]) -> Iterator[I
         lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         lock.flush()
         yield lock
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Holds the lock file, after waiting for whoever else does; the kernel lets go of it however a process ends."""
+    with path.open("a+", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from sumizome.errors import ConfigError, ExportError, ModelError
-from sumizome.mending import MendConfig, Mended, Network, Source, check_place, open_source, write_copy
+from sumizome.mend_decision import MendConfig, check_place
+from sumizome.mending import Mended, Source, open_source, write_copy
 from sumizome.models.key_map import KeyRule
+from sumizome.models.network_stream import Network
 
 __all__ = ["Merged", "add_difference", "merge_weighted"]
 

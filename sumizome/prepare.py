@@ -1,72 +1,45 @@
 """Pictures to latent shards: the manifest's pictures decoded, fitted into their buckets, encoded, committed in units.
 
-Owns the run, the output folder and its resumption; what happens to the pictures of a unit is `prepare_unit`'s. The
-invariant: every picture of the manifest ends up written or rejected with a reason, and a run that was killed anywhere
-and started again leaves the same bytes as one that was not. A unit of about 2 048 pictures is committed or is nothing.
+Owns the run: what is left to do in the folder, who does it (`executors`), and the end, where the finished folder takes
+the place of the one before. The invariant: every picture of the manifest ends up written or rejected with a reason, and
+a run that was killed anywhere and started again leaves the same bytes as one that was not; until the end, what was
+finished before can be trained on.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
-import pyarrow as pa
 from diffusers import AutoencoderKL
 
-from sumizome.data.buckets import BucketConfig, Canvases, bucket_table
+from sumizome.data.buckets import Canvases, bucket_table
 from sumizome.data.canvas import RESIZE_VERSION
-from sumizome.data.ingest import available_cores
 from sumizome.data.manifest import Manifest
 from sumizome.data.reject_table import write_rejects
+from sumizome.data.reuse import Stock, Waste, commit_kept, find_stock, own_units, remove_unused
 from sumizome.data.shards import (
     CachePlan,
     Fingerprint,
     UnitRecord,
-    commit_unit,
     differences,
     load_plan,
+    plan_path,
     unit_paths,
     verify_unit,
     write_plan,
 )
-from sumizome.data.sources import Reject
 from sumizome.errors import ConfigError, DataError, ShardError
-from sumizome.files import hold_lock
+from sumizome.executors import Executor, LocalExecutor
+from sumizome.leases import Leases
 from sumizome.models.vae import latent_statistics, vae_digest, vae_factor
-from sumizome.prepare_unit import Outcome, Unit, encode_unit, frame_unit
+from sumizome.prepare_work import Event, PrepareConfig, Work, lease_folder
 
 __all__ = ["PrepareConfig", "PrepareProgress", "prepare_latents"]
 
-_BATCH_PIXELS = 4 * 1024 * 1024
-_MAX_BATCH = 16
-_ALLOWED_FAILURES = 8
-"""A small unit may lose this many pictures whatever their share."""
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """How pictures become latents."""
-
-    buckets: BucketConfig = field(default_factory=BucketConfig)
-    unit_size: int = 2048
-    """Pictures committed together: what a kill can cost, and one shard file (270 MB at 1024²)."""
-    batch_size: int = 0
-    """Pictures the VAE encodes at once; 0 = four megapixels' worth (4 at 1024²), and 16 at most."""
-    decode_threads: int = 0
-    """Threads that decode while the VAE works; 0 = one a core."""
-    max_failures: float = 0.05
-    """Share of a unit's pictures that may fail to decode or encode. Beyond it the run stops and the unit is not
-    committed: a drive that is not mounted must not become a set of rejects. 8 pictures may always fail."""
-
-    def __post_init__(self) -> None:
-        if self.unit_size < 1 or self.batch_size < 0 or self.decode_threads < 0:
-            raise ConfigError(
-                f"unit_size {self.unit_size} must be at least 1, batch_size {self.batch_size} and "
-                f"decode_threads {self.decode_threads} at least 0"
-            )
+_FULL_BELOW = 4 * 2**30
+"""Bytes of shards up to which all are hashed before a preparation goes on; above, only their sizes are compared."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +50,9 @@ class PrepareProgress:
     written: int = 0
     rejected: int = 0
     found: int = 0
-    """Of both, those in units that an earlier run had finished."""
+    """Of both, those that an earlier run, or another one at the same time, had finished."""
+    vae_seconds: float = 0.0
+    """The VAE's own time in this run, of all its workers."""
     notes: tuple[str, ...] = ()
     """Events in plain words: a damaged unit that is made anew."""
 
@@ -85,50 +60,62 @@ class PrepareProgress:
     def done(self) -> int:
         return self.written + self.rejected
 
+    def after(self, event: Event) -> "PrepareProgress":
+        return replace(
+            self,
+            written=self.written + event.written,
+            rejected=self.rejected + event.rejected,
+            found=self.found + event.by_others,
+            vae_seconds=self.vae_seconds + event.vae_seconds,
+            notes=(event.note,) if event.note else (),
+        )
+
 
 def prepare_latents(
-    manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig, *, command: str = "sumizome prepare"
+    manifest: Manifest,
+    vae: AutoencoderKL,
+    out: Path,
+    config: PrepareConfig,
+    *,
+    command: str = "sumizome prepare",
+    executor: Executor | None = None,
 ) -> Iterator[PrepareProgress]:
     """Prepares what is not yet prepared in `out`, yielding where it stands after each batch.
 
     Nothing happens before the first `next`; close the generator to stop. `command` is what an error tells the user to
-    run again.
+    run again. `executor` says who works; by default this process. Others may prepare the same in `out` at the same
+    time, and share the work.
     Raises: ConfigError if a setting or `out` cannot be. ShardError if `out` was begun with other settings. DataError if
         the disk cannot be written, if too many pictures of a unit fail, or if none at all is left.
     """
-    table = bucket_table(config.buckets)
-    fingerprint = _fingerprint(manifest, vae, config.buckets, table)
-    plan = CachePlan(fingerprint, len(manifest), config.unit_size, command, manifest.categories)
+    fingerprint = _fingerprint(manifest, vae, config, bucket_table(config.buckets))
     _check_out(out, manifest.sources)
-    with _hold(out):
-        plan = _begin(out, plan)
-        records, progress = _survey(out, plan)
+    plan, stock, notes = _begin(out, manifest, fingerprint, config.unit_size, command)
+    work = Work(manifest, out, plan, stock.missing(len(manifest)), config)
+    records, damaged = _survey(work)
+    progress = _progress(plan, records, (*notes, *damaged))
+    yield progress
+    left = [number for number in plan.new_units if number not in records]
+    for event in (executor or LocalExecutor()).make(work, vae, left):
+        progress = progress.after(event)
         yield progress
-        with ThreadPoolExecutor(config.decode_threads or available_cores()) as pool:
-            for number in range(plan.units):
-                if number not in records:
-                    unit = frame_unit(manifest, plan.rows(number), table, config.buckets)
-                    outcomes: dict[int, Outcome] = {}
-                    for new in encode_unit(unit, vae, pool, _batch_size(config, table)):
-                        outcomes |= new
-                        progress = _advance(progress, new)
-                        yield progress
-                    _check_failures(unit, outcomes, config.max_failures, command)
-                    records[number] = _commit(out, plan, number, unit, outcomes)
-        rejects = (each for _, record in sorted(records.items()) for each in record.rejects)
-        write_rejects(out / "rejects.csv", rejects, manifest.sources)
+    waste, records = _finish(work, stock)
+    # Counted anew from the records: of several workers, each tells only what it saw.
+    counted = _progress(plan, records, _told(waste))
+    progress = replace(counted, found=progress.found, vae_seconds=progress.vae_seconds)
     if progress.written == 0:
         raise DataError(
             f"none of the {len(manifest)} pictures could be prepared; {out / 'rejects.csv'} says why of each"
         )
+    yield progress
 
 
-def _fingerprint(manifest: Manifest, vae: AutoencoderKL, buckets: BucketConfig, table: Canvases) -> Fingerprint:
+def _fingerprint(manifest: Manifest, vae: AutoencoderKL, config: PrepareConfig, table: Canvases) -> Fingerprint:
     """What the latents will depend on.
 
     Raises: ConfigError if the VAE cannot take the buckets' sides.
     """
-    factor, statistics = vae_factor(vae), latent_statistics(vae)
+    factor, statistics, buckets = vae_factor(vae), latent_statistics(vae), config.buckets
     if buckets.step % factor:
         raise ConfigError(
             f"step is {buckets.step}; give a multiple of {factor}, the pixels that this VAE makes a latent of"
@@ -144,21 +131,14 @@ def _fingerprint(manifest: Manifest, vae: AutoencoderKL, buckets: BucketConfig, 
         crop_seed=buckets.crop_seed,
         resize=RESIZE_VERSION,
         manifest_digest=manifest.digest,
+        background=manifest.background,
+        precision=config.precision,
+        crops=config.crops,
+        flip=config.flip,
     )
 
 
-def _batch_size(config: PrepareConfig, table: Canvases) -> int:
-    return config.batch_size or int(np.clip(_BATCH_PIXELS // table.prod(axis=1).max(), 1, _MAX_BATCH))
-
-
-def _advance(progress: PrepareProgress, new: Mapping[int, Outcome]) -> PrepareProgress:
-    rejected = sum(isinstance(outcome, Reject) for outcome in new.values())
-    return replace(
-        progress, written=progress.written + len(new) - rejected, rejected=progress.rejected + rejected, notes=()
-    )
-
-
-# ── The folder ──
+# ── The beginning ──
 
 
 def _check_out(out: Path, sources: Iterable[Path]) -> None:
@@ -170,94 +150,136 @@ def _check_out(out: Path, sources: Iterable[Path]) -> None:
             )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
-    foreign = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
-    if foreign and "latents.json" not in foreign:
-        raise ConfigError(f"--out {out} holds other things ({foreign[0]}); give a new or empty folder")
-
-
-@contextlib.contextmanager
-def _hold(out: Path) -> Iterator[None]:
-    """Holds the folder for this process, and clears what a killed one left."""
+    names = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
+    if names and not any(plan_path(out, finished=finished).name in names for finished in (True, False)):
+        raise ConfigError(f"--out {out} holds other things ({names[0]}); give a new or empty folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
 
-    def refusal(holder: str) -> ShardError:
-        return ShardError(f"{out}: {holder} is preparing here; wait for it, or give another --out")
 
-    with hold_lock(out / ".lock", refusal):
-        for leftover in (*out.glob(".*.tmp"), *(out / "units").glob(".*.tmp")):
-            leftover.unlink()
-        yield
+def _begin(
+    out: Path, manifest: Manifest, fingerprint: Fingerprint, unit_size: int, command: str
+) -> tuple[CachePlan, Stock, tuple[str, ...]]:
+    """The plan of the folder, what it has of earlier generations, and what a user should be told.
+
+    The plan that is there goes on, if it is for the same; else this one follows it, and takes over what it has.
+    """
+    with Leases(lease_folder(out)) as leases, leases.holding("plan"):
+        plans = [load_plan(out, finished=finished) for finished in (False, True) if _has_plan(out, finished)]
+        for plan in plans:
+            _check_same(out, plan, fingerprint, unit_size)
+        for plan in plans:
+            if plan.fingerprint == fingerprint:
+                stock = find_stock(out, fingerprint, manifest, range(plan.kept_units), _verify(out))
+                if len(stock.place) == plan.kept_images and not stock.damaged:
+                    if plan != plans[0]:
+                        _check_alone(out, leases)
+                    return plan, stock, ()
+        if plans:
+            _check_alone(out, leases)
+        stock = find_stock(out, fingerprint, manifest, own_units(out), _verify(out))
+        plan = CachePlan(fingerprint, len(manifest), unit_size, command, manifest.categories)
+        # What is finished stays whole until this is: no number of its units is used again.
+        first = max(stock.end, load_plan(out).units if _has_plan(out, finished=True) else 0)
+        if first:
+            generation = 1 + max(plan.generation for plan in plans)
+            plan = replace(plan, generation=generation, kept_units=first, kept_images=len(stock.place))
+        write_plan(out, plan, finished=False)
+        _forget_units(out, first)
+        notes = [f"{len(stock.place):,} of {len(manifest):,} pictures have their latents already"] if first else []
+        return plan, stock, (*notes, *(f"made anew: {text}" for text in stock.damaged))
 
 
-def _begin(out: Path, plan: CachePlan) -> CachePlan:
-    """The plan of the folder: the one that is there, if it is for the same latents, else this one, now written."""
-    if not (out / "latents.json").exists():
-        write_plan(out, plan)
-        return plan
-    found = load_plan(out)
-    different = differences(found.fingerprint, asdict(plan.fingerprint))
-    if found.unit_size != plan.unit_size:
+def _check_alone(out: Path, leases: Leases) -> None:
+    """Raises: ShardError while some other process is at work here, for another manifest."""
+    if (holder := leases.holder()) is not None:
+        raise ShardError(f"{out}: {holder} is preparing here for another manifest; wait for it, or give another --out")
+
+
+def _forget_units(out: Path, first: int) -> None:
+    """Units from `first` on were begun for a manifest whose pictures are gone."""
+    for unit in own_units(out):
+        if unit >= first:
+            unit_paths(out, unit)[-1].unlink()
+
+
+def _has_plan(out: Path, finished: bool) -> bool:
+    return plan_path(out, finished=finished).exists()
+
+
+def _check_same(out: Path, found: CachePlan, fingerprint: Fingerprint, unit_size: int) -> None:
+    """Raises: ShardError if the folder's latents are others than are wanted now; a manifest alone makes none others."""
+    expected = {name: value for name, value in asdict(fingerprint).items() if name != "manifest_digest"}
+    different = differences(found.fingerprint, expected)
+    if found.unit_size != unit_size:
         different.append("unit_size")
     if different:
         raise ShardError(
             f"{out} was begun with another {', another '.join(different)}; give another --out, delete this one, "
             f"or finish it as it was begun: `{found.command}`"
         )
-    return found
 
 
-def _survey(out: Path, plan: CachePlan) -> tuple[dict[int, UnitRecord], PrepareProgress]:
-    """The units that are finished and whole. A unit that exists but is damaged is named in the notes, and made anew."""
+def _verify(out: Path) -> Literal["full", "size"]:
+    stored = sum(path.stat().st_size for path in (out / "units").glob("unit-*.safetensors"))
+    return "full" if stored <= _FULL_BELOW else "size"
 
-    def verify(unit: int) -> UnitRecord | ShardError:
+
+def _survey(work: Work) -> tuple[dict[int, UnitRecord], list[str]]:
+    """The new units that are finished and whole, and those that are damaged, in words; these are made anew."""
+    out, plan = work.out, work.plan
+    verify = _verify(out)
+
+    def look(number: int) -> UnitRecord | ShardError:
         try:
-            return verify_unit(out, plan, unit)
+            return verify_unit(out, plan, number, verify)
         except ShardError as error:
             return error
 
-    begun = [unit for unit in range(plan.units) if unit_paths(out, unit)[-1].exists()]
+    begun = [number for number in plan.new_units if work.is_done(number)]
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(begun, pool.map(verify, begun), strict=True))
-    records = {unit: record for unit, record in found.items() if isinstance(record, UnitRecord)}
-    notes = [f"made anew: {str(error).split(';')[0]}" for error in found.values() if isinstance(error, ShardError)]
-    written = sum(record.written for record in records.values())
+        found = dict(zip(begun, pool.map(look, begun), strict=True))
+    damaged = {number: error for number, error in found.items() if isinstance(error, ShardError)}
+    for number in damaged:
+        *_, record = unit_paths(out, number)
+        record.unlink(missing_ok=True)  # else whoever looks at sizes alone would take it for finished
+    records = {number: record for number, record in found.items() if isinstance(record, UnitRecord)}
+    return records, [f"made anew: {str(error).split(';')[0]}" for error in damaged.values()]
+
+
+def _progress(plan: CachePlan, records: dict[int, UnitRecord], notes: tuple[str, ...]) -> PrepareProgress:
+    written = plan.kept_images + sum(record.written for record in records.values())
     rejected = sum(len(record.rejects) for record in records.values())
-    return records, PrepareProgress(plan.images, written, rejected, written + rejected, tuple(notes))
+    return PrepareProgress(plan.images, written, rejected, written + rejected, notes=notes)
 
 
-# ── The end of a unit ──
+# ── The end ──
 
 
-def _check_failures(unit: Unit, outcomes: Mapping[int, Outcome], share: float, command: str) -> None:
-    """Raises: DataError if so many pictures failed that something else than the pictures must be wrong."""
-    failed = [
-        outcome
-        for entry, outcome in sorted(outcomes.items())
-        if isinstance(outcome, Reject) and entry not in unit.misfits
-    ]
-    if len(failed) > max(_ALLOWED_FAILURES, share * len(unit.rows)):
-        first = failed[0]
-        raise DataError(
-            f"{len(failed)} of {len(unit.rows)} pictures failed, first {first.path}: {first.reason}, {first.sentence} "
-            f"Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, if the pictures "
-            "are meant to be so, run `sumizome ingest` again"
-        )
+def _finish(work: Work, stock: Stock) -> tuple[Waste, dict[int, UnitRecord]]:
+    """Puts the finished generation in the place of the one before, and says what of that is left over."""
+    out, plan = work.out, work.plan
+    with Leases(lease_folder(out)) as leases, leases.holding("plan"):
+        commit_kept(out, plan, stock, work.manifest)
+        records = {number: verify_unit(out, plan, number, "size") for number in plan.new_units}
+        rejects = (each for _, record in sorted(records.items()) for each in record.rejects)
+        write_rejects(out / "rejects.csv", rejects, work.manifest.sources)
+        if not _is_finished(out, plan):
+            write_plan(out, plan)
+        plan_path(out, finished=False).unlink(missing_ok=True)
+        waste = remove_unused(out, plan)
+        leases.remove_dead()
+    return waste, records
 
 
-def _commit(out: Path, plan: CachePlan, number: int, unit: Unit, outcomes: Mapping[int, Outcome]) -> UnitRecord:
-    rejects = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Reject)]
-    latents = {entry: outcome for entry, outcome in sorted(outcomes.items()) if not isinstance(outcome, Reject)}
-    kept, geometry = list(latents), unit.geometry
-    columns: dict[str, Any] = {
-        name: unit.pictures[name].take(pa.array(kept, pa.int64())) for name in ("id", "tags", "kept_tags", "repeats")
-    }
-    for names, pairs in (
-        (("bucket_h", "bucket_w"), geometry.target),
-        (("original_h", "original_w"), geometry.original),
-        (("crop_top", "crop_left"), geometry.offset),
-    ):
-        columns |= {name: pairs[kept, axis].tolist() for axis, name in enumerate(names)}
-    return commit_unit(out, plan, number, list(latents.values()), columns, rejects)
+def _told(waste: Waste) -> tuple[str, ...]:
+    if not waste.latents:
+        return ()
+    size = f"{waste.bytes / 1e6:,.0f} MB"
+    return (f"latents of pictures that are gone, still in their units: {waste.latents:,} ({size})",)
+
+
+def _is_finished(out: Path, plan: CachePlan) -> bool:
+    return _has_plan(out, True) and load_plan(out) == plan

@@ -1,56 +1,85 @@
-"""The pictures of one unit on their way to latents: framed, decoded, cropped, encoded, or rejected with a reason.
+"""The pictures of a unit on their way to latents: framed, decoded, cropped, encoded, or rejected with a reason.
 
-Owns the order of batches and the overlap of decoding with the VAE. Writes nothing. The invariant: every picture of the
-unit has one outcome, and the outcomes depend on the unit alone, so that a unit made again is the same to the last bit.
+Owns the order of batches and the overlap of decoding with the VAE, across units, so that the VAE does not wait where
+one ends. Writes nothing. The invariant: every picture has one outcome, which depends on the picture alone, not on those
+beside it, so that a unit made again, or a picture in another unit, is the same to the last bit. For that the VAE is
+always given whole batches: with another batch size its arithmetic takes another order, and one latent in a few differs
+by a bit.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import torch
-from diffusers import AutoencoderKL
-from jaxtyping import Float, Float16, Int, UInt8
+from jaxtyping import Bool, Float, Float16, Int, UInt8
 
 from sumizome.data.buckets import (
     BucketConfig,
     Canvases,
-    CropGeometry,
     Sizes,
     assign_buckets,
-    crop_geometry,
+    cover_sizes,
+    crop_offsets,
 )
-from sumizome.data.canvas import Canvas, Frame, load_canvas
+from sumizome.data.canvas import Frame, load_canvas
 from sumizome.data.images import ImageRejected
 from sumizome.data.manifest import Manifest
 from sumizome.data.shards import latent_fault
 from sumizome.data.sources import Reject
-from sumizome.errors import ConfigError
-from sumizome.models.vae import encode_pixels
+from sumizome.prepare_encoder import Encoder, InFlight
 
-__all__ = ["Outcome", "Unit", "encode_unit", "frame_unit", "picture_sizes"]
+__all__ = ["Geometry", "Outcome", "Unit", "UnitOutcomes", "encode_units", "frame_unit", "picture_sizes"]
 
 _BATCHES_AHEAD = 2
-"""Batches that are decoded, or being decoded, while the VAE works."""
+_PICTURES_AHEAD = 48
+"""What is decoded, or being decoded, while the VAE works: these many batches, and pictures for this many threads."""
 
-Outcome: TypeAlias = Float16[np.ndarray, "_ _ _"] | Reject
-"""What became of a picture: its raw latent [c, h, w], or why there is none."""
+CanvasStack: TypeAlias = UInt8[np.ndarray, "v H W 3"]
+"""A picture's variants in its bucket, RGB."""
+
+Outcome: TypeAlias = Float16[np.ndarray, "v c h w"] | Reject
+"""What became of a picture: the raw latents of its variants, or why there are none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """How each of n pictures becomes its v canvases; `original`, `corner` and `target` are its micro-conditioning."""
+
+    original: Sizes
+    """The picture as stored, after EXIF orientation."""
+    resized: Sizes
+    """What it is resized to: covers the canvas, and touches it in one direction."""
+    offset: Int[np.ndarray, "n v 2"]
+    """(top, left) of the canvas, in pixels of the resized picture."""
+    mirrored: Bool[np.ndarray, " v"]
+    """Whether the canvas is then mirrored, left for right."""
+    target: Sizes
+    """The canvas, a bucket."""
+
+    @property
+    def corner(self) -> Int[np.ndarray, "n v 2"]:
+        """(top, left) as the U-Net is told: of a mirrored canvas, in the mirrored picture."""
+        corner = self.offset.copy()
+        overhang = (self.resized - self.target)[:, None, 1]
+        corner[:, self.mirrored, 1] = overhang - self.offset[:, self.mirrored, 1]
+        return corner
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Neighbouring rows of the manifest and what is to be made of each; an entry is a picture's place among them."""
+    """Rows of the manifest and what is to be made of each; an entry is a picture's place among them."""
 
+    number: int
     manifest: Manifest
-    rows: range
+    rows: Int[np.ndarray, " n"]
     pictures: pa.Table
     """Those rows."""
     bucket: Int[np.ndarray, " n"]
-    geometry: CropGeometry
+    geometry: Geometry
     misfits: Mapping[int, Reject]
     """Entries whose aspect no bucket is near to."""
 
@@ -67,13 +96,21 @@ def picture_sizes(pictures: pa.Table) -> Sizes:
     return np.stack([pictures[side].to_numpy().astype(np.int64) for side in ("height", "width")], axis=1)
 
 
-def frame_unit(manifest: Manifest, rows: range, table: Canvases, buckets: BucketConfig) -> Unit:
-    """Some rows of the manifest, each with its bucket and its crop."""
-    pictures = manifest.table.slice(rows.start, len(rows))
+def frame_unit(
+    number: int,
+    manifest: Manifest,
+    rows: Int[np.ndarray, " n"],
+    table: Canvases,
+    buckets: BucketConfig,
+    *,
+    crops: int = 1,
+    flip: bool = False,
+) -> Unit:
+    """Some rows of the manifest, each with its bucket and its crops."""
+    pictures = manifest.table.take(pa.array(rows))
     sizes = picture_sizes(pictures)
     bucket, aspect_error = assign_buckets(sizes, table)
-    ids = pictures["id"].to_pylist()
-    geometry = crop_geometry(sizes, table[bucket], ids, crop=buckets.crop, crop_seed=buckets.crop_seed)
+    geometry = _geometry(sizes, table[bucket], pictures["id"].to_pylist(), buckets, crops, flip)
     misfits = {}
     for entry in np.flatnonzero(aspect_error >= buckets.max_aspect_error).tolist():
         (height, width), (canvas_height, canvas_width) = sizes[entry].tolist(), table[bucket[entry]].tolist()
@@ -82,64 +119,152 @@ def frame_unit(manifest: Manifest, rows: range, table: Canvases, buckets: Bucket
             f"{canvas_height}×{canvas_width}; the limit is {buckets.max_aspect_error:g}."
         )
         misfits[entry] = _reject(pictures, entry, "aspect", sentence)
-    return Unit(manifest, rows, pictures, bucket, geometry, misfits)
+    return Unit(number, manifest, rows, pictures, bucket, geometry, misfits)
 
 
-def encode_unit(
-    unit: Unit, vae: AutoencoderKL, pool: ThreadPoolExecutor, batch_size: int
-) -> Iterator[Mapping[int, Outcome]]:
-    """The outcome of every entry, a batch of one bucket at a time; `pool` decodes ahead of the VAE.
+def _geometry(sizes: Sizes, targets: Sizes, ids: list[str], buckets: BucketConfig, crops: int, flip: bool) -> Geometry:
+    """Variant 0 is the crop of a cache with one; crop c of a picture depends on (crop_seed, id, c) alone."""
+    resized = cover_sizes(sizes, targets)
+    mirrored = np.array([False, True] if flip else [False])
+    offsets = [
+        crop_offsets(
+            resized - targets,
+            ids if crop == 0 else [f"{sample_id} crop {crop}" for sample_id in ids],
+            crop=buckets.crop,
+            crop_seed=buckets.crop_seed,
+        )
+        for crop in range(crops)
+    ]
+    offset = np.repeat(np.stack(offsets, axis=1), len(mirrored), axis=1)
+    return Geometry(sizes, resized, offset, np.tile(mirrored, crops), targets)
 
+
+# ── Encoding ──
+
+
+class UnitOutcomes(NamedTuple):
+    """Some entries' outcomes, as they come."""
+
+    unit: Unit
+    outcomes: Mapping[int, Outcome]
+    is_last: bool
+    """Of the unit."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    unit: Unit
+    entries: list[int]
+    fitted: list[Future[CanvasStack | Reject]]
+    is_last: bool
+
+
+class _Encoding(NamedTuple):
+    """A batch that the VAE has: the entries it was given, and the outcomes that are known already."""
+
+    batch: _Batch
+    entries: list[int]
+    rejects: dict[int, Outcome]
+    in_flight: InFlight | None
+
+
+def encode_units(
+    units: Iterable[Unit], encoder: Encoder, pool: ThreadPoolExecutor, batch_size: int
+) -> Iterator[UnitOutcomes]:
+    """The outcome of every entry of every unit, in batches of one bucket; `pool` decodes ahead of the VAE.
+
+    A unit is asked for when the pictures of the one before have been handed to the pool.
     Raises: ConfigError if a batch is too large for the device's memory.
     """
-    yield unit.misfits
-    batches = list(_batches(unit, batch_size))
-    ahead: deque[list[Future[Canvas | Reject]]] = deque()
-    for number, batch in enumerate(batches):
-        for coming in batches[number + len(ahead) : number + 1 + _BATCHES_AHEAD]:
-            ahead.append([pool.submit(_fit, unit, entry) for entry in coming])
-        fitted = {entry: future.result() for entry, future in zip(batch, ahead.popleft(), strict=True)}
-        canvases = {entry: canvas for entry, canvas in fitted.items() if not isinstance(canvas, Reject)}
-        outcomes: dict[int, Outcome] = {entry: each for entry, each in fitted.items() if isinstance(each, Reject)}
-        if canvases:
-            latents = _encode(vae, np.stack(list(canvases.values())))
-            outcomes |= {entry: _half(unit, entry, latent) for entry, latent in zip(canvases, latents, strict=True)}
-        yield outcomes
+    batches = _batches(units, pool, batch_size)
+    decoding: deque[_Batch] = deque()
+    encoding: deque[_Encoding] = deque()
+    ended = False
+    while decoding or encoding or not ended:
+        while not ended and (
+            len(decoding) <= _BATCHES_AHEAD or sum(len(batch.entries) for batch in decoding) < _PICTURES_AHEAD
+        ):
+            if (coming := next(batches, None)) is None:
+                ended = True
+            else:
+                decoding.append(coming)
+        if decoding:
+            encoding.append(_begin(decoding.popleft(), encoder, batch_size))
+        while encoding and (len(encoding) >= encoder.depth or not decoding):
+            yield _finish(encoding.popleft(), encoder)
 
 
-def _batches(unit: Unit, batch_size: int) -> Iterator[list[int]]:
+def _batches(units: Iterable[Unit], pool: ThreadPoolExecutor, batch_size: int) -> Iterator[_Batch]:
+    for unit in units:
+        lists = list(_entry_lists(unit, _pictures(unit, batch_size)))
+        for number, entries in enumerate(lists):
+            fitted = [pool.submit(_fit, unit, entry) for entry in entries]
+            yield _Batch(unit, entries, fitted, is_last=number == len(lists) - 1)
+
+
+def _pictures(unit: Unit, batch_size: int) -> int:
+    """Pictures in a batch of canvases."""
+    return max(1, batch_size // len(unit.geometry.mirrored))
+
+
+def _entry_lists(unit: Unit, size: int) -> Iterator[list[int]]:
+    """The batches of a unit; the first holds the misfits, which need no VAE."""
+    yield list(unit.misfits)
     for bucket in np.unique(unit.bucket).tolist():
         entries = [entry for entry in np.flatnonzero(unit.bucket == bucket).tolist() if entry not in unit.misfits]
-        for first in range(0, len(entries), batch_size):
-            yield entries[first : first + batch_size]
+        for first in range(0, len(entries), size):
+            yield entries[first : first + size]
 
 
-def _fit(unit: Unit, entry: int) -> Canvas | Reject:
-    """The canvas of one picture, or why there is none."""
+def _begin(batch: _Batch, encoder: Encoder, batch_size: int) -> _Encoding:
+    fitted = {entry: future.result() for entry, future in zip(batch.entries, batch.fitted, strict=True)}
+    rejects: dict[int, Outcome] = {entry: each for entry, each in fitted.items() if isinstance(each, Reject)}
+    stacks = {entry: each for entry, each in fitted.items() if not isinstance(each, Reject)}
+    missing = _pictures(batch.unit, batch_size) - len(stacks)
+    padding = [np.zeros_like(next(iter(stacks.values())))] * missing if stacks else []
+    in_flight = encoder.begin(np.concatenate([*stacks.values(), *padding])) if stacks else None
+    return _Encoding(batch, list(stacks), rejects, in_flight)
+
+
+def _finish(encoding: _Encoding, encoder: Encoder) -> UnitOutcomes:
+    unit, outcomes = encoding.batch.unit, dict(encoding.rejects)
+    if encoding.in_flight is not None:
+        latents = encoder.finish(encoding.in_flight)
+        stacks = latents.reshape(-1, len(unit.geometry.mirrored), *latents.shape[1:])[: len(encoding.entries)]
+        outcomes |= {entry: _half(unit, entry, stack) for entry, stack in zip(encoding.entries, stacks, strict=True)}
+    return UnitOutcomes(unit, outcomes, encoding.batch.is_last)
+
+
+def _fit(unit: Unit, entry: int) -> CanvasStack | Reject:
+    """The canvases of one picture, or why there are none."""
+    if entry in unit.misfits:
+        return unit.misfits[entry]
     geometry = unit.geometry
-    path, sha256 = unit.manifest.image_path(unit.rows[entry]), unit.pictures["sha256"][entry].as_py()
-    pairs = (geometry.original, geometry.resized, geometry.offset, geometry.target)
-    frame = Frame(*(_pair(each, entry) for each in pairs))
+    original, resized, target = (_pair(each[entry]) for each in (geometry.original, geometry.resized, geometry.target))
+    # Of several crops the whole picture is resized once; of one, no more of it than is needed.
+    one = len(geometry.mirrored) == 1
+    frame = Frame(original, resized, *((_pair(geometry.offset[entry, 0]), target) if one else ((0, 0), resized)))
     try:
-        return load_canvas(path, frame, unit.manifest.background, sha256=sha256)
+        place = unit.manifest.picture(int(unit.rows[entry]))
+        fitted = load_canvas(place, frame, unit.manifest.background, sha256=unit.pictures["sha256"][entry].as_py())
     except ImageRejected as rejected:
         return unit.reject(entry, rejected.reason, str(rejected))
+    if one:
+        return fitted[None]
+    height, width = target
+    canvases = [fitted[top : top + height, left : left + width] for top, left in geometry.offset[entry].tolist()]
+    return np.stack(
+        [each[:, ::-1] if mirror else each for each, mirror in zip(canvases, geometry.mirrored, strict=True)]
+    )
 
 
-def _pair(pairs: Int[np.ndarray, "n 2"], entry: int) -> tuple[int, int]:
-    first, second = pairs[entry].tolist()
+def _pair(pair: Int[np.ndarray, " 2"]) -> tuple[int, int]:
+    first, second = pair.tolist()
     return first, second
 
 
-def _encode(vae: AutoencoderKL, canvases: UInt8[np.ndarray, "b H W 3"]) -> Float[np.ndarray, "b c h w"]:
-    """Raw latents, float32."""
-    pixels = torch.from_numpy(canvases).permute(0, 3, 1, 2).float() / 127.5 - 1
-    try:
-        return np.asarray(encode_pixels(vae, pixels).cpu())
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"out of memory encoding {len(canvases)} pictures at once; lower --batch-size") from error
-
-
-def _half(unit: Unit, entry: int, latent: Float[np.ndarray, "c h w"]) -> Outcome:
-    fault = latent_fault(latent)
-    return unit.reject(entry, *fault) if fault else latent.astype(np.float16)
+def _half(unit: Unit, entry: int, latents: Float[np.ndarray, "v c h w"]) -> Outcome:
+    for latent in latents:
+        if fault := latent_fault(latent):
+            return unit.reject(entry, *fault)
+    return latents.astype(np.float16)

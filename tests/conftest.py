@@ -4,14 +4,18 @@ The session's fixtures are one tiny model and one small prepared dataset; tests 
 """
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from botocore.session import get_session as boto_session
 from hypothesis import settings
 from jaxtyping import install_import_hook
 from PIL import Image
+from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, serve_s3
 
 # Before torch is imported: spinning OpenMP barriers make a step many times slower when tests share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,6 +30,29 @@ settings.load_profile("no deadline")
 
 if TYPE_CHECKING:
     from sumizome.models.sdxl import SDXLModel
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on loopback; each test makes a bucket of its own."""
+    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """s3://… of a new bucket of the server, with the environment that reaches it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for variable in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    # Not a folder made behind the server's back, which it may not see at once.
+    boto = boto_session().create_client("s3")
+    boto.create_bucket(Bucket=name)
+    return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

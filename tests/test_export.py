@@ -15,7 +15,7 @@ import yaml
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from sumizome import export
 from sumizome.diffusion.denoiser import Denoiser
@@ -24,6 +24,7 @@ from sumizome.diffusion.samplers import euler
 from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
 from sumizome.errors import ExportError
 from sumizome.export import ModelCard, write_diffusers_folder, write_single_file
+from sumizome.models import tensor_writer
 from sumizome.models.architecture import clip_config, unet_config, vae_config
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
 from sumizome.models.networks import build_network
@@ -285,16 +286,16 @@ def test_a_flipped_bit_on_disk_is_found_and_the_old_export_stays(
     path = _write(layout, build_tiny_model(seed=6), tmp_path, "fp32")
     before = sorted((str(p), p.stat().st_size) for p in tmp_path.rglob("*"))
 
-    def faulty(tensors: dict[str, Tensor], target: Path, **options: Any) -> None:
-        save(tensors, target, **options)
+    def faulty(target: Path, *rest: Any) -> None:
         with target.open("r+b") as file:
             file.seek(-1000, 2)
             byte = file.read(1)[0]
             file.seek(-1000, 2)
             file.write(bytes([byte ^ 1]))
+        verify(target, *rest)
 
-    save = export.save_file
-    monkeypatch.setattr(export, "save_file", faulty)
+    verify = tensor_writer._verify
+    monkeypatch.setattr(tensor_writer, "_verify", faulty)
     with pytest.raises(ExportError, match="bit for bit"):
         if layout == "folder":
             write_diffusers_folder(model, path, overwrite=True)
@@ -308,11 +309,10 @@ def test_a_flipped_bit_on_disk_is_found_and_the_old_export_stays(
 def test_a_full_disk_is_an_export_error_and_leaves_nothing(
     model: SDXLModel, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(tensors: dict[str, Tensor], target: Path, **options: Any) -> None:
-        target.write_bytes(b"half")
+    def full(target: Path, *rest: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr(tensor_writer, "_verify", full)
     with pytest.raises(ExportError, match="No space left"):
         _write(layout, model, tmp_path, "fp32")
     assert list(tmp_path.iterdir()) == []

@@ -52,6 +52,22 @@ def test_torch_is_not_imported_for_it(tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 100 + len(str(path))
 
 
+def bytes_read() -> int:
+    """What this process has asked the system to read so far, files in memory included."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def test_of_seven_gigabytes_the_header_alone_is_read(tmp_path: Path) -> None:
+    shapes = full_size_shapes()
+    path = write_sparse(tmp_path / "m.safetensors", shapes, marks=MARKS)
+    with path.open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+    inspect_model(path)  # whatever Python itself still has to load
+    before = bytes_read()
+    inspect_model(path)
+    assert header <= bytes_read() - before < header + 10_000
+
+
 def test_missing_foreign_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
     shapes = full_size_shapes()
     lost = "model.diffusion_model.time_embed.0.weight"
@@ -148,7 +164,11 @@ def test_a_sidecar_is_read_for_its_words_and_its_comments_are_not(
     sidecar.write_text("model:\n  target: sgm.modules.denoiser_scaling.VScaling\n")
     findings = inspect_model(path)
     assert findings.sidecar == sidecar and programs(findings)["A1111 1.10.1"] == ("v_prediction", False)
-    assert verdict_of(findings, "m.yaml") == "contradicts"
+    assert verdict_of(findings, "m.yaml") == "decides"  # nothing that is believed more says anything
+    loaded = load_model(path, components=())
+    assert loaded.prediction_type == findings.prediction_type == "v_prediction"
+    stated = write_sparse(path, small_shapes, metadata={"prediction_type": "epsilon"})
+    assert verdict_of(inspect_model(stated), "m.yaml") == "contradicts"
 
 
 # --- our own exports -------------------------------------------------------------------------------------------------

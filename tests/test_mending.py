@@ -15,11 +15,12 @@ from model_files import full_size_shapes, write_sparse
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sumizome import mending
 from sumizome.cli.main import main
 from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.inspection import inspect_model
-from sumizome.mending import MendConfig, mend_model
+from sumizome.mend_decision import MendConfig
+from sumizome.mending import mend_model
+from sumizome.models import tensor_writer
 from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 
 MARKS = ("v_pred", "ztsnr", "alphas_cumprod")
@@ -280,8 +281,8 @@ def test_a_flipped_bit_on_disk_is_found_and_what_stood_there_stays(
             file.write(bytes([byte ^ 1]))
         verify(path, *rest)
 
-    verify = mending._verify
-    monkeypatch.setattr(mending, "_verify", faulty)
+    verify = tensor_writer._verify
+    monkeypatch.setattr(tensor_writer, "_verify", faulty)
     with pytest.raises(ExportError, match="bit for bit"):
         mend_model(tiny_file, out, overwrite=True)
     assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [out.name]
@@ -305,7 +306,8 @@ def test_the_command_says_what_it_did(bare: Path, tmp_path: Path, capsys: pytest
 _MEND_AND_MEASURE = """
 import sys, threading, time
 from pathlib import Path
-from sumizome.mending import MendConfig, mend_model
+from sumizome.mend_decision import MendConfig
+from sumizome.mending import mend_model
 most, running = 0, True
 def watch():
     global most

@@ -11,7 +11,7 @@ from torch import Tensor
 from sumizome.cli.main import main
 from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.inspection import inspect_model
-from sumizome.mending import MendConfig
+from sumizome.mend_decision import MendConfig
 from sumizome.merging import add_difference, merge_weighted
 from sumizome.models.sdxl import load_model
 

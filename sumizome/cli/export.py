@@ -6,11 +6,15 @@ The folder is for diffusers and InvokeAI; the single file, in SDXL's original la
 ComfyUI, Forge, A1111 (with the .yaml beside it) and their kin.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from sumizome.export import ModelCard
+    from sumizome.models.sdxl import SDXLModel
 
 __all__ = ["Command", "run"]
 
@@ -25,12 +29,23 @@ class Command:
     """Diffusers folder to write."""
     file: Path | None = None
     """Single safetensors file to write."""
+    unet: Path | None = None
+    """Safetensors file to write with the U-Net alone, for ComfyUI's "Load Diffusion Model"."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Of the written weights."""
     weights: Literal["ema", "raw"] = "ema"
     """Of a run directory: the averaged weights, or the trained ones as they are."""
+    latents: Literal["fold", "config"] = "fold"
+    """Latent statistics of the run's own, in a folder. fold: into the VAE, so that every program draws rightly.
+    config: stated beside the VAE as it was, which diffusers reads; for training on. A single file always folds."""
     title: str | None = None
     """The model's name in the file's metadata; by default the file's own."""
+    author: str = ""
+    """In the file's metadata."""
+    description: str = ""
+    """In the file's metadata."""
+    verify_step: bool = True
+    """Beside comparing every bit, make what was written denoise one step and compare it with the source's."""
     overwrite: bool = False
     """Replace what stands at the given paths."""
 
@@ -38,24 +53,47 @@ class Command:
 def run(command: Command) -> None:
     """Exports, verifies and says what was written."""
     from sumizome.errors import ConfigError
-    from sumizome.export import ModelCard, write_diffusers_folder, write_single_file
-    from sumizome.models.sdxl import load_model
-    from sumizome.train.run_dir import is_run_dir, load_trained_model
+    from sumizome.export import write_diffusers_folder, write_single_file, write_unet_file
 
-    if command.folder is None and command.file is None:
-        raise ConfigError("nothing to write; give --folder DIR, --file FILE.safetensors, or both")
-    for path in (command.folder, command.file):
+    targets = (command.folder, command.file, command.unet)
+    if targets == (None, None, None):
+        raise ConfigError("nothing to write; give --folder DIR, --file FILE.safetensors, --unet FILE.safetensors")
+    for path in targets:
         if path is not None and path.exists() and not command.overwrite:
             raise ConfigError(f"{path} exists; give another path, or --overwrite to replace it")
-    if is_run_dir(command.model):
-        model, step = load_trained_model(command.model, command.weights)
-        print(f"{command.model}: step {step}, {command.weights} weights")
-    else:
-        model = load_model(command.model)
+    model, card = _model_and_card(command)
+    proof = "read back bit for bit" + (", one denoising step compared" if command.verify_step else "")
+    options: dict[str, Any] = {
+        "dtype": command.dtype,
+        "overwrite": command.overwrite,
+        "verify_step": command.verify_step,
+    }
     if command.folder is not None:
-        path = write_diffusers_folder(model, command.folder, dtype=command.dtype, overwrite=command.overwrite)
-        print(f"{path}: diffusers folder, read back bit for bit")
-    if command.file is not None:
-        card = ModelCard(title=command.title or command.file.stem)
-        path = write_single_file(model, command.file, dtype=command.dtype, card=card, overwrite=command.overwrite)
-        print(f"{path}: single file, read back bit for bit")
+        path = write_diffusers_folder(model, command.folder, fold_latents=command.latents == "fold", **options)
+        print(f"{path}: diffusers folder, {proof}")
+    for write, target, what in (
+        (write_single_file, command.file, "single file"),
+        (write_unet_file, command.unet, "U-Net alone"),
+    ):
+        if target is not None:
+            titled = replace(card, title=command.title or target.stem)
+            print(f"{write(model, target, card=titled, **options)}: {what}, {proof}")
+
+
+def _model_and_card(command: Command) -> "tuple[SDXLModel, ModelCard]":
+    """The model, and what its file's metadata is to say."""
+    from sumizome.export import ModelCard
+    from sumizome.inference import native_canvas
+    from sumizome.models.sdxl import load_model
+    from sumizome.train.run_dir import is_run_dir, load_trained_model
+    from sumizome.train.summary import training_summary
+
+    card = ModelCard(author=command.author, description=command.description)
+    if not is_run_dir(command.model):
+        only_unet = command.folder is None and command.file is None
+        model = load_model(command.model, components=("unet",) if only_unet else ("unet", "vae", "text_encoders"))
+        return model, card if model.vae is None else replace(card, resolution=native_canvas(model))
+    model, step = load_trained_model(command.model, command.weights)
+    print(f"{command.model}: step {step}, {command.weights} weights")
+    summary = training_summary(command.model, step, command.weights)
+    return model, replace(card, resolution=summary.resolution or native_canvas(model), training=summary.metadata)

@@ -1,13 +1,14 @@
 """Read folders of pictures and captions, or of pictures and a dump of records, into a manifest.
 
 Takes PNG, JPEG and WebP with captions in same-named .txt or .caption files or a metadata.jsonl; with --kind, the
-records of a booru dump, gallery-dl or kohya. Decodes every picture once, and says which ones it left out and why.
-Never writes to the folders. Several sources with settings of their own stand in a file: --sources.
+records of a booru dump, gallery-dl or kohya, a Hugging Face imagefolder, webdataset tars. Decodes every picture once,
+and says which ones it left out and why; stopped and started again, it goes on where it was. Never writes to the
+folders. Several sources with settings of their own stand in a file: --sources.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
@@ -27,8 +28,8 @@ class Command:
     """Read folders of pictures, with captions or records, into a manifest."""
 
     folders: Positional[tuple[Path, ...]]
-    """folders of pictures, read by the options below; folders inside them named like 10_name show their pictures 10
-    times an epoch"""
+    """folders of pictures, or of tars, or tars, read by the options below; folders inside them named like 10_name show
+    their pictures 10 times an epoch"""
     manifest: Path
     """the .parquet file to write, outside the folders; what was left out is listed beside it in .rejects.csv, what is
     there more than once in .duplicates.csv"""
@@ -40,9 +41,14 @@ class Command:
     """a TOML file of [[source]] tables: folder, kind, records, repeats, rules, columns; they come after the folders"""
     kind: SourceKind = "folder"
     """what stands beside the pictures. folder: captions. booru: a dump, --records, of pictures named by id or md5.
-    gallery-dl: name.ext.json beside each. kohya: its metadata JSON, --records"""
+    gallery-dl: name.ext.json beside each. kohya: its metadata JSON, --records. imagefolder: metadata.jsonl, .csv or
+    .parquet in the folders. webdataset: tars of pictures with .txt, .caption, .tags or .json, or with --records"""
     records: Path | None = None
     """the dump, .jsonl, .parquet or .csv; for kohya its JSON"""
+    damaged_tars: Literal["stop", "reject"] = "stop"
+    """a tar that is truncated or damaged: stop, naming it, or leave out all of its pictures and go on"""
+    decode_again: bool = False
+    """decode every picture, also those whose files are as they were at the last run"""
     rules: PictureRules = field(default_factory=PictureRules)
     tags: TagLists = field(default_factory=TagLists)
     duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
@@ -69,11 +75,13 @@ def run(command: Command) -> None:
             background=parse_colour(command.background),
             workers=command.workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            decode_again=command.decode_again,
         )
     _print_summary(console, result)
     _print_rejects(console, result, command.manifest)
     if result.copies:
         console.print(f"duplicates: {copies_path(command.manifest)}", markup=False, highlight=False, soft_wrap=True)
+    _print_mismatches(console, result, command.manifest)
     console.print(f"wrote {command.manifest}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -90,7 +98,10 @@ def _sources(command: Command) -> "list[SourceConfig]":
         raise ConfigError(
             "--kind and --rules belong to folders on the command line, found none: set them in --sources."
         )
-    here = [SourceConfig(each, command.kind, command.records, rules=command.rules) for each in command.folders]
+    here = [
+        SourceConfig(each, command.kind, command.records, damaged_tars=command.damaged_tars, rules=command.rules)
+        for each in command.folders
+    ]
     return here + (load_sources(command.sources) if command.sources else [])
 
 
@@ -114,6 +125,8 @@ def _print_summary(console: "Console", result: "IngestResult") -> None:
         "colour profile not usable": result.profiles_ignored,
         "other files passed over": result.files_ignored,
         "records without a picture": result.records_unused,
+        "other than their record says": len(result.mismatches),
+        "known from an earlier run": result.found_earlier,
         "rejected": len(result.rejects),
     }
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -126,6 +139,21 @@ def _print_summary(console: "Console", result: "IngestResult") -> None:
     console.print(f"most frequent: {common}", markup=False, highlight=False)
     for folder, repeats in result.repeats.items():
         console.print(f"repeats {repeats}: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_mismatches(console: "Console", result: "IngestResult", manifest: Path) -> None:
+    from sumizome.data.ingest import mismatches_path
+
+    if not result.mismatches:
+        return
+    first = result.mismatches[0]
+    console.print(
+        f"first that is not as its record says: {first.path} (record {first.told}, file {first.found}); "
+        f"all of them: {mismatches_path(manifest)}; leave them out with --rules.mismatch reject",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _print_rejects(console: "Console", result: "IngestResult", manifest: Path) -> None:

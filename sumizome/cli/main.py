@@ -22,6 +22,8 @@ COMMANDS = {
     "tags": "show a manifest's tags by category and frequency, and write their loss weights as a table",
     "data report": "show a data set on one HTML page: buckets, tags, weights, captions, duplicates, rejects",
     "prepare": "encode the manifest's pictures into latent shards, by aspect-ratio bucket",
+    "latents stats": "measure the mean and deviation of each latent channel, as TOML that training takes",
+    "plan": "say what a run would take: memory, FLOP, checkpoints, days; and what would make it fit",
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",
     "prompt explain": "show a prompt's chunks, tokens and weights in each program's syntax",

@@ -53,7 +53,8 @@ def run(command: Command) -> None:
         ExportError: the copy cannot be written, overflows, or does not read back.
     """
     from sumizome.errors import ConfigError
-    from sumizome.mending import MendConfig, mend_model
+    from sumizome.mend_decision import MendConfig
+    from sumizome.mending import mend_model
 
     if command.zero_terminal_snr and command.no_zero_terminal_snr:
         raise ConfigError("--zero-terminal-snr and --no-zero-terminal-snr exclude each other; give one of them")

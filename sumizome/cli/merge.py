@@ -54,7 +54,7 @@ def run(command: Command) -> None:
         ModelError, ExportError: as `sumizome mend` does.
     """
     from sumizome.errors import ConfigError
-    from sumizome.mending import MendConfig
+    from sumizome.mend_decision import MendConfig
     from sumizome.merging import add_difference, merge_weighted
 
     if command.zero_terminal_snr and command.no_zero_terminal_snr:

@@ -1,9 +1,12 @@
 """Encode the manifest's pictures into latent shards, by aspect-ratio bucket.
 
 Each picture is resized to cover the nearest of the buckets, cropped, and encoded by the model's VAE, once; training
-reads only what is written here. Stopped or killed, the same command goes on where it was.
+reads only what is written here. Stopped or killed, the same command goes on where it was. Run for a manifest that has
+changed, it encodes only the pictures that are new. Run several times at once, on machines that share the folder, under
+torchrun or on Ray, it shares the work.
 """
 
+import contextlib
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,11 +15,12 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rich.console import Console
 
     from sumizome.data.buckets import BucketReport
+    from sumizome.executors import Executor
     from sumizome.prepare import PrepareProgress
 
 __all__ = ["Command", "run"]
@@ -34,6 +38,8 @@ class Command:
     """folder of the latents, outside the picture folders; one that was begun is gone on with"""
     area: int | tuple[int, int] = 1024
     """most pixels of a canvas: the side of a square, or height and width; SDXL was trained at 1024²"""
+    areas: tuple[int, ...] = ()
+    """area classes in place of --area, such as 512 768 1024: a picture goes to the largest it fills, not enlarged"""
     step: int = 64
     """sides are multiples of this, px; 16 for a tiny model"""
     min_side: int = 0
@@ -46,12 +52,26 @@ class Command:
     """what is cut off where a picture overhangs its canvas: a random part, seeded by picture, or both sides alike"""
     crop_seed: int = 0
     """seed of the random crops"""
+    crops: int = 1
+    """random crops stored of each picture; each epoch shows one of them"""
+    flip: bool = False
+    """store each crop mirrored, too; not for pictures or tags that tell left from right"""
+    unit_size: int = 2048
+    """pictures committed together"""
     batch_size: int = 0
-    """pictures encoded at once; 0 = four megapixels' worth"""
+    """canvases encoded at once; 0 = four megapixels' worth"""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """of the VAE's arithmetic; SDXL's own VAE overflows in float16"""
     decode_threads: int = 0
-    """threads that decode pictures; 0 = one a core"""
+    """threads that decode pictures, in each process; 0 = one a core"""
     device: str = "auto"
-    """auto takes a CUDA device when there is one; else as torch names it: cpu, cuda, cuda:1"""
+    """auto takes all CUDA devices there are, else the CPU; or as torch names it: cpu, cuda, cuda:1"""
+    workers: int = 0
+    """processes on this machine, each with the VAE; 0 = one a CUDA device, one on a CPU"""
+    executor: Literal["auto", "local", "torchrun", "ray"] = "auto"
+    """who works; auto = torchrun's ranks where it started this, else this machine"""
+    address: str | None = None
+    """of the Ray cluster: host:port, or auto for this machine's; none = one of this command alone, on loopback"""
 
 
 def run(command: Command) -> None:
@@ -66,29 +86,56 @@ def run(command: Command) -> None:
     table = bucket_table(buckets)
 
     from sumizome.device import choose_device
+    from sumizome.executors import LocalExecutor
     from sumizome.models.sdxl import load_model
     from sumizome.prepare import PrepareConfig, prepare_latents
     from sumizome.prepare_unit import picture_sizes
 
-    console = Console()
-    _print_buckets(console, bucket_report(picture_sizes(manifest.table), table, buckets.max_aspect_error))
-    vae = load_model(command.model, components=("vae",), device=choose_device(command.device)).vae
-    assert vae is not None  # it was asked for
-    config = PrepareConfig(buckets, batch_size=command.batch_size, decode_threads=command.decode_threads)
-    last = _watch(prepare_latents(manifest, vae, command.out, config, command=as_shell(command)), console)
+    with _executor(command) as (executor, device, speaks):
+        console = Console(quiet=not speaks)
+        _print_buckets(console, bucket_report(picture_sizes(manifest.table), table, buckets.max_aspect_error))
+        vae = load_model(command.model, components=("vae",), device=choose_device(device)).vae
+        assert vae is not None  # it was asked for
+        names = {field.name for field in fields(PrepareConfig)} & {field.name for field in fields(Command)}
+        config = PrepareConfig(buckets, **{name: getattr(command, name) for name in names})
+        steps = prepare_latents(manifest, vae, command.out, config, command=as_shell(command), executor=executor)
+        workers = len(executor.devices) if isinstance(executor, LocalExecutor) else 0
+        last = _watch(steps, console, max(1, workers), shows=speaks)
     summary = f"wrote {last.written:,} latents to {command.out}"
     if last.rejected:
-        summary += f"; {last.rejected:,} pictures rejected, see {command.out / 'rejects.csv'}"
+        pictures = "picture" if last.rejected == 1 else "pictures"
+        summary += f"; {last.rejected:,} {pictures} rejected, see {command.out / 'rejects.csv'}"
     console.print(summary, markup=False, highlight=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def _executor(command: Command) -> "Iterator[tuple[Executor, str, bool]]":
+    """(who works, this process's own device, whether it is the one that speaks)."""
+    from sumizome.executor_ray import RayExecutor
+    from sumizome.executor_torchrun import is_under_torchrun, local_device, torchrun_ranks
+    from sumizome.executors import LocalExecutor, local_devices
+
+    if command.executor == "ray":
+        yield RayExecutor(command.address, command.device), "cpu", True
+    elif command.executor == "torchrun" or (command.executor == "auto" and is_under_torchrun()):
+        with torchrun_ranks() as ranks:
+            yield ranks, local_device(command.device), ranks.rank == 0
+    else:
+        devices = local_devices(command.device, command.workers)
+        yield LocalExecutor(devices), "cpu" if len(devices) > 1 else devices[0], True
+
+
+_LEAVE_NO_TRACE = ("manifest", "decode_threads", "workers", "executor", "address")
+"""What does not change the latents, and so is not part of the command that makes them."""
+
+
 def as_shell(command: Command) -> str:
-    """The command line that says the same, settings at their default left out."""
+    """The command line that makes the same, settings at their default left out."""
     words = ["sumizome", "prepare", str(command.manifest)]
     for field in fields(Command):
         value = getattr(command, field.name)
-        if field.name != "manifest" and value != field.default:
-            values = value if isinstance(value, tuple) else (value,)
+        if field.name not in _LEAVE_NO_TRACE and value != field.default:
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
             words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     return shlex.join(words)
 
@@ -112,30 +159,48 @@ def _print_buckets(console: "Console", report: "BucketReport") -> None:
         console.print(f"too far from every bucket, and rejected: {report.rejected:,}")
 
 
-def _watch(steps: "Iterable[PrepareProgress]", console: "Console") -> "PrepareProgress":
-    """Draws the progress, and returns the last of it."""
+def _watch(steps: "Iterable[PrepareProgress]", console: "Console", workers: int, *, shows: bool) -> "PrepareProgress":
+    """Draws the progress, on a terminal as a bar, elsewhere as a line now and then; returns the last of it."""
     from time import monotonic
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    rate = TextColumn("{task.fields[rate]:.1f} images/s, {task.fields[rejected]} rejected,")
-    columns = (
-        TextColumn("encoding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    started = monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("encoding", total=None, rate=0.0, rejected=0)
+    terminal = Console(stderr=True, quiet=not shows)
+    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+    started = spoken = monotonic()
+    with Progress(*columns, console=terminal, transient=True, disable=not (shows and terminal.is_terminal)) as bar:
+        task = bar.add_task("encoding", total=None, told="")
         for step in steps:
             for note in step.notes:
                 console.print(note, markup=False, highlight=False, soft_wrap=True)
-            made = (step.done - step.found) / max(monotonic() - started, 1e-9)
-            bar.update(task, completed=step.done, total=step.total, rate=made, rejected=step.rejected)
+            seconds = monotonic() - started
+            told = _told(step, seconds)
+            bar.update(task, completed=step.done, total=step.total, told=told)
+            if not terminal.is_terminal and monotonic() - spoken > _LINE_SECONDS:
+                spoken = monotonic()
+                terminal.print(f"{step.done:,} of {step.total:,} pictures, {told}", highlight=False, soft_wrap=True)
     if step.found:
-        console.print(f"{step.found:,} of them had been prepared before", markup=False, highlight=False)
+        console.print(f"{step.found:,} of them had been prepared before, or by others", markup=False, highlight=False)
+    if step.vae_seconds:
+        share = step.vae_seconds / workers / max(seconds, 1e-9)
+        console.print(
+            f"{_rate(step, seconds):.1f} images/s; the VAE was at work {share:.0%} of the time", highlight=False
+        )
     return step
+
+
+_LINE_SECONDS = 30.0
+
+
+def _rate(step: "PrepareProgress", seconds: float) -> float:
+    return (step.done - step.found) / max(seconds, 1e-9)
+
+
+def _told(step: "PrepareProgress", seconds: float) -> str:
+    """Speed, rejects, time left: from what this run has made."""
+    from datetime import timedelta
+
+    rate = _rate(step, seconds)
+    left = f"{timedelta(seconds=int((step.total - step.done) / rate))} left" if rate > 0 else "…"
+    return f"{rate:.1f} images/s, {step.rejected:,} rejected, {left}"

@@ -4,24 +4,27 @@ Owns the order of the data. Knows no files, captions or tensors. The invariant: 
 sample is drawn once in each pass over its bucket, nothing dropped and nothing doubled, for ever; any step is found
 without replaying the ones before it, and is the same on any number of processes.
 
-How: bucket b with n_b samples is an endless stream, one seeded permutation after another, cut into micro-batches
-of m. Epoch e holds, of each bucket, its micro-batches ⌊e·n_b/m⌋ … ⌊(e+1)·n_b/m⌋ − 1, shuffled together; what does not
-fill one is carried into the next epoch by that formula alone. Step k takes micro-batches kN … (k+1)N − 1 of all epochs.
+How: bucket b with n_b samples is an endless stream, one shuffle after another, cut into micro-batches of m. Epoch e
+holds, of each bucket, its micro-batches ⌊e·n_b/m⌋ … ⌊(e+1)·n_b/m⌋ − 1, shuffled together; what does not fill one is
+carried into the next epoch by that formula alone. Step k takes micro-batches kN … (k+1)N − 1 of all epochs. With area
+classes each class c is such a list of its own, cut into steps; epoch e holds its steps ⌊C_c(e)/N⌋ … ⌊C_c(e+1)/N⌋ − 1,
+where C_c(e) counts the micro-batches of e epochs, and the steps of all classes are shuffled together. A shuffle is a
+formula (`permutation`), so no order is ever listed.
 Differs from report §4.1, which gathers the tails in a batch of mixed buckets: because such a batch has no one shape.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int
 
+from sumizome.data.permutation import mixed, shuffled
 from sumizome.errors import ConfigError, DataError
 from sumizome.seeds import derive_seed
 
-__all__ = ["BatchPlan", "MicroBatch", "permutation"]
+__all__ = ["BatchPlan", "MicroBatch", "check_world", "share"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +38,16 @@ class MicroBatch:
     """Each sample's own epoch: whole passes over its bucket before this one. At a tail it differs within the batch."""
     repeats: Int[np.ndarray, " m"]
     """Which of its repeats in that epoch, 0 … repeats − 1."""
+    place: int
+    """Of this micro-batch in its step, 0 … micro_batches_per_step − 1, whichever process has it."""
 
 
 class BatchPlan:
     """The endless list of steps over rows that lie in buckets.
 
     `bucket_of_row` [n] holds bucket numbers from 0, `repeats` [n] how often a row comes in each epoch (0 = never).
+    `class_of_bucket` gives buckets a class from 0: a step is all of one class (default: all buckets are one class).
+    `micro_batch_size` is one for all, or one a class. Held: five bytes a sample, while repeats are below 256.
     Raises: ConfigError for a size below 1. DataError if no row is left to draw.
     """
 
@@ -49,106 +56,175 @@ class BatchPlan:
         bucket_of_row: Int[np.ndarray, " n"],
         repeats: Int[np.ndarray, " n"],
         *,
-        micro_batch_size: int,
+        micro_batch_size: int | Sequence[int],
         micro_batches_per_step: int,
         seed: int,
+        class_of_bucket: Sequence[int] | None = None,
     ) -> None:
-        if micro_batch_size < 1 or micro_batches_per_step < 1:
+        samples = int(repeats.sum(dtype=np.int64))
+        if samples == 0:
+            raise DataError(f"none of the {len(repeats)} samples may be drawn; there must be one with repeats ≥ 1")
+        slots = np.bincount(bucket_of_row, repeats).astype(np.int64)
+        classes = np.zeros(len(slots), np.int64) if class_of_bucket is None else np.array(class_of_bucket)[: len(slots)]
+        sizes = [micro_batch_size] * (int(classes.max()) + 1) if isinstance(micro_batch_size, int) else micro_batch_size
+        if min(*sizes, micro_batches_per_step) < 1:
             raise ConfigError(
                 f"micro_batch_size {micro_batch_size} and micro_batches_per_step {micro_batches_per_step} "
                 "must both be at least 1"
             )
-        if repeats.sum() == 0:
-            raise DataError(f"none of the {len(repeats)} samples may be drawn; there must be one with repeats ≥ 1")
-        self.micro_batch_size = micro_batch_size
+        if len(sizes) <= classes.max():
+            raise ConfigError(f"{classes.max() + 1} area classes need as many micro-batch sizes, found {len(sizes)}")
         self.micro_batches_per_step = micro_batches_per_step
-        self.seed = seed
-        by_bucket = np.argsort(bucket_of_row, kind="stable")
-        # A slot is one repeat of one row; the slots of a bucket stand together.
-        self._slot_row = np.repeat(by_bucket, repeats[by_bucket])
-        self._slot_repeat = _count_within(repeats[by_bucket])
-        self._bucket_slots = np.bincount(bucket_of_row, repeats).astype(np.int64)
-        self._bucket_start = np.cumsum(self._bucket_slots) - self._bucket_slots
-        # Orders are long arrays: those of the present epoch and of the one whose tail it carries are kept.
-        buckets = len(self._bucket_slots)
-        self._epoch_order: Callable[[int], Int[np.ndarray, "j 2"]] = lru_cache(2)(self._build_epoch_order)
-        self._bucket_order: Callable[[int, int], Int[np.ndarray, " n_b"]] = lru_cache(3 * buckets)(
-            self._build_bucket_order
-        )
-
-    @property
-    def samples_per_epoch(self) -> int:
+        self.samples_per_epoch = samples
         """Rows times their repeats."""
-        return len(self._slot_row)
+        self._slot_row, self._slot_repeat = _slots_by_bucket(bucket_of_row, repeats)
+        self._bucket_start = np.cumsum(slots) - slots
+        drawn = [np.flatnonzero((classes == number) & (slots > 0)) for number in range(len(sizes))]
+        self._classes = [
+            _ClassOrder(buckets, slots[buckets], size, micro_batches_per_step, seed)
+            for buckets, size in zip(drawn, sizes, strict=True)
+            if len(buckets)
+        ]
+        self._class_key = np.array([derive_seed(seed, "class")], np.uint64)
 
     @property
     def steps_per_epoch(self) -> float:
         """On the average over many epochs; not a whole number, since tails are carried."""
-        return self.samples_per_epoch / (self.micro_batch_size * self.micro_batches_per_step)
+        return sum(each.steps_per_epoch for each in self._classes)
 
-    def step(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of one step, counted from 0; processes share them out, they do not change them."""
-        first = step * self.micro_batches_per_step
-        return [self.micro_batch(index) for index in range(first, first + self.micro_batches_per_step)]
+    def step(self, step: int, rank: int = 0, world: int = 1) -> list[MicroBatch]:
+        """The micro-batches of one step, counted from 0, that process `rank` of `world` computes.
 
-    def micro_batch(self, index: int) -> MicroBatch:
-        """The micro-batch at a place in the endless list of all epochs, counted from 0."""
-        if index < 0:
-            raise ValueError(f"micro-batches are counted from 0, got {index}")
-        epoch = self._epoch_of(index)
-        bucket, ordinal = self._epoch_order(epoch)[index - self._micro_batches_before(epoch)].tolist()
-        place = np.arange(ordinal * self.micro_batch_size, (ordinal + 1) * self.micro_batch_size)
-        epochs, within = np.divmod(place, self._bucket_slots[bucket])
-        slots = np.empty_like(place)
-        for bucket_epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == bucket_epoch
-            slots[here] = self._bucket_order(bucket, bucket_epoch)[within[here]]
-        slots += self._bucket_start[bucket]
-        return MicroBatch(bucket, self._slot_row[slots], epochs, self._slot_repeat[slots])
+        Processes have equal parts of the step, one behind the other (`share`), so together they have it whole, whatever
+        their number. Only a process's own micro-batches are computed.
+        Raises: ConfigError if the step cannot be shared out evenly.
+        """
+        if step < 0:
+            raise ValueError(f"steps are counted from 0, got {step}")
+        size = self.micro_batches_per_step
+        order, ordinal = self._class_of_step(step)
+        places = np.array(share(size, rank, world))
+        bucket, within, epochs = order.samples(ordinal * size + places)
+        slots = within + self._bucket_start[bucket][:, None]
+        rows, repeats = self._slot_row[slots].astype(np.int64), self._slot_repeat[slots].astype(np.int64)
+        parts = zip(bucket.tolist(), rows, epochs, repeats, places.tolist(), strict=True)
+        return [MicroBatch(*part) for part in parts]
 
-    def _micro_batches_before(self, epoch: int) -> int:
-        return int((epoch * self._bucket_slots // self.micro_batch_size).sum())
+    def _class_of_step(self, step: int) -> tuple["_ClassOrder", int]:
+        """(the class of a step, its number among the steps of that class).
 
-    def _epoch_of(self, index: int) -> int:
-        """The epoch that holds micro-batch `index`: the last one that does not begin after it."""
-        # e epochs hold at least e·samples/m − buckets micro-batches, which bounds the search.
-        enough = (index + 1 + len(self._bucket_slots)) * self.micro_batch_size // self.samples_per_epoch + 1
-        return bisect_right(range(enough + 1), index, key=self._micro_batches_before) - 1
+        A uniform shuffle draws each class in proportion to what is left of it.
+        """
+        if len(self._classes) == 1:
+            return self._classes[0], step
+        epoch = self._epoch_of_step(step)
+        first, last = self._steps_before(epoch), self._steps_before(epoch + 1)
+        place = np.array([step - first.sum()])
+        drawn = shuffled(place, np.array([(last - first).sum()]), mixed(self._class_key, np.array([epoch])))
+        (number,), (ordinal,) = _dealt(drawn, (last - first)[None])
+        return self._classes[number], int(first[number] + ordinal)
 
-    def _build_epoch_order(self, epoch: int) -> Int[np.ndarray, "j 2"]:
-        """(bucket, place in the bucket's stream) of each micro-batch of an epoch, in the order of training.
+    def _epoch_of_step(self, step: int) -> int:
+        """The epoch that holds a step of several classes: the last one that does not begin after it."""
+        # Tails hold back less than a step of each class, and less than a micro-batch of each bucket.
+        late = sum(2 + len(each.slots) / self.micro_batches_per_step for each in self._classes)
+        earliest = max(0, int(step / self.steps_per_epoch) - 1)
+        latest = int((step + late) / self.steps_per_epoch) + 1
+        return bisect_right(range(latest + 1), step, lo=earliest, key=lambda e: int(self._steps_before(e).sum())) - 1
+
+    def _steps_before(self, epoch: int) -> Int[np.ndarray, " c"]:
+        """Steps of each class in the first `epoch` epochs; what does not fill a step is carried, too."""
+        return np.array(
+            [int(each.before(np.array([epoch])).sum()) // self.micro_batches_per_step for each in self._classes]
+        )
+
+
+class _ClassOrder:
+    """The endless list of micro-batches of some buckets; `buckets` and `slots` [k]: their numbers and samples."""
+
+    def __init__(
+        self, buckets: Int[np.ndarray, " k"], slots: Int[np.ndarray, " k"], size: int, per_step: int, seed: int
+    ) -> None:
+        self.buckets, self.slots, self.size = buckets, slots, size
+        self._samples = int(slots.sum())
+        self.steps_per_epoch = self._samples / (size * per_step)
+        self._epoch_key = np.array([derive_seed(seed, "epoch", int(buckets[0]))], np.uint64)
+        self._bucket_keys = np.array([derive_seed(seed, "bucket", bucket) for bucket in buckets.tolist()], np.uint64)
+
+    def before(self, epoch: Int[np.ndarray, " j"]) -> Int[np.ndarray, "j k"]:
+        """Micro-batches of each bucket in the first `epoch` epochs."""
+        return np.asarray(epoch[:, None] * self.slots // self.size)
+
+    def _epochs_of(self, index: Int[np.ndarray, " j"]) -> Int[np.ndarray, " j"]:
+        """The epoch that holds each micro-batch: the last one that does not begin after it."""
+        epoch = index * self.size // self._samples  # it cannot be earlier, and tails make it little later
+        while (late := self.before(epoch + 1).sum(axis=1) <= index).any():
+            epoch = epoch + late
+        return np.asarray(epoch)
+
+    def samples(
+        self, index: Int[np.ndarray, " j"]
+    ) -> tuple[Int[np.ndarray, " j"], Int[np.ndarray, "j m"], Int[np.ndarray, "j m"]]:
+        """Of micro-batches at rising places of the list: their buckets, slots within these, and the samples' epochs."""
+        number, ordinal = self._deal(index)
+        place = ordinal[:, None] * self.size + np.arange(self.size)
+        n = np.broadcast_to(self.slots[number][:, None], place.shape)
+        epochs, within = np.divmod(place, n)
+        key = mixed(np.broadcast_to(self._bucket_keys[number][:, None], place.shape), epochs)
+        slots = shuffled(within.ravel(), n.ravel(), key.ravel()).reshape(place.shape)
+        return self.buckets[number], slots, epochs
+
+    def _deal(self, index: Int[np.ndarray, " j"]) -> tuple[Int[np.ndarray, " j"], Int[np.ndarray, " j"]]:
+        """(which of our buckets, place in that bucket's stream) of each micro-batch.
 
         A uniform shuffle draws each bucket in proportion to what is left in it, as the report does.
         """
-        first = epoch * self._bucket_slots // self.micro_batch_size
-        count = (epoch + 1) * self._bucket_slots // self.micro_batch_size - first
-        bucket = np.repeat(np.arange(len(count)), count)
-        ordinal = np.repeat(first, count) + _count_within(count)
-        shuffle = permutation(derive_seed(self.seed, "epoch", epoch), len(bucket))
-        # Each bucket's own micro-batches stay in the order of its stream.
-        shuffled = bucket[shuffle]
-        order = np.empty((len(bucket), 2), dtype=np.int64)
-        order[:, 0] = shuffled
-        order[np.argsort(shuffled, kind="stable"), 1] = ordinal
-        return order
-
-    def _build_bucket_order(self, bucket: int, epoch: int) -> Int[np.ndarray, " n_b"]:
-        return permutation(derive_seed(self.seed, "bucket", bucket, epoch), int(self._bucket_slots[bucket]))
+        epoch = self._epochs_of(index)
+        first, last = self.before(epoch), self.before(epoch + 1)
+        n = (last - first).sum(axis=1)
+        key = mixed(np.broadcast_to(self._epoch_key, n.shape), epoch)
+        number, within = _dealt(shuffled(index - first.sum(axis=1), n, key), last - first)
+        return number, first[np.arange(len(index)), number] + within
 
 
-def _count_within(counts: Int[np.ndarray, " k"]) -> Int[np.ndarray, " total"]:
-    """0, 1, … counts[0] − 1, 0, 1, … counts[1] − 1, …"""
-    return np.asarray(np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts))
+def share(micro_batches_per_step: int, rank: int, world: int) -> range:
+    """The places in a step that process `rank` of `world` takes. Raises: ConfigError if they cannot be equally many."""
+    check_world(micro_batches_per_step, world)
+    count = micro_batches_per_step // world
+    return range(rank * count, (rank + 1) * count)
 
 
-def permutation(seed: int, n: int) -> Int[np.ndarray, " n"]:
-    """0 … n − 1 in an order that follows from the seed, the same on every machine and with every library version.
+def check_world(micro_batches_per_step: int, world: int) -> None:
+    """Raises: ConfigError if a step's micro-batches cannot be shared evenly among `world` processes."""
+    if world < 1 or micro_batches_per_step % world:
+        nearest = -(-micro_batches_per_step // max(world, 1)) * max(world, 1)
+        raise ConfigError(
+            f"micro_batches_per_step {micro_batches_per_step} cannot be shared evenly by {world} processes; use a "
+            f"number of processes that divides it, or train a new run with {nearest} (another number is another run)"
+        )
 
-    Sorts by SplitMix64 of (seed + position), whose values are all different. Differs from NumPy's
-    `Generator.permutation`: because its stream may change with NumPy (NEP 19), and a resumed run must not.
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    state = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(np.argsort(state ^ (state >> np.uint64(31)), kind="stable"))
+
+def _dealt(
+    place: Int[np.ndarray, " j"], counts: Int[np.ndarray, "#j k"]
+) -> tuple[Int[np.ndarray, " j"], Int[np.ndarray, " j"]]:
+    """(pile, place in the pile) of each place, when piles of `counts` stand one behind the other."""
+    ends = np.cumsum(counts, axis=1)
+    pile = (ends <= place[:, None]).sum(axis=1)
+    before = np.take_along_axis(np.broadcast_to(ends - counts, (len(place), counts.shape[1])), pile[:, None], axis=1)
+    return pile, place - before[:, 0]
+
+
+def _slots_by_bucket(
+    bucket_of_row: Int[np.ndarray, " n"], repeats: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " slots"], Int[np.ndarray, " slots"]]:
+    """A slot is one repeat of one row; the slots of a bucket stand together. Row and repeat of each, in few bytes."""
+    # Sorting numbers of 16 bits is a radix sort, ten times as fast as one of 64.
+    by_bucket = np.argsort(bucket_of_row.astype(np.min_scalar_type(int(bucket_of_row.max()))), kind="stable")
+    by_bucket = by_bucket.astype(np.min_scalar_type(-len(by_bucket)))
+    counts = repeats[by_bucket]
+    most = int(repeats.max())
+    if most == 1:
+        rows = by_bucket[counts > 0]
+        return rows, np.zeros(len(rows), np.int8)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(by_bucket, counts), within.astype(np.min_scalar_type(-most))

@@ -8,7 +8,7 @@ Notation: sizes are (height, width) in pixels, int64 [n, 2]. Source: report §4.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "CropPosition",
     "Sizes",
     "assign_buckets",
+    "bucket_classes",
     "bucket_report",
     "bucket_table",
     "cover_sizes",
@@ -42,6 +43,9 @@ Canvases: TypeAlias = Int[np.ndarray, "k 2"]
 
 CropPosition = Literal["random", "center"]
 
+_BLOCK = 262_144
+"""Pictures assigned at a time."""
+
 
 @dataclass(frozen=True)
 class BucketConfig:
@@ -51,6 +55,10 @@ class BucketConfig:
     """Most pixels of a canvas: the side of a square, or height and width. SDXL was trained at 1024²."""
     step: int = 64
     """Sides are multiples of this, in pixels: 64 as in the report; a tiny model takes 16."""
+    areas: tuple[int, ...] = ()
+    """Area classes in place of one area, as sides of squares, such as 512 768 1024: nothing is enlarged.
+    A picture goes to the largest class that it fills; a step trains on one class. What does not even fill the smallest
+    goes there enlarged and is counted; `ingest --rules.min-side` leaves it out"""
     min_side: int = 0
     """Shortest side in pixels; 0 = half of √area (512 at 1024²)."""
     max_side: int = 0
@@ -70,9 +78,38 @@ def bucket_table(config: BucketConfig) -> Canvases:
     """The canvases, tallest first: for each width the largest height within the area, their mirror images, a square.
 
     Of two canvases with one aspect the larger stays. `area=(512, 768), min_side=256, max_side=1024` gives the 19 of the
-    report; `area=1024` gives SDXL's 832×1216 and its kin.
+    report; `area=1024` gives SDXL's 832×1216 and its kin. With `areas` the tables of the classes, smallest first, stand
+    one behind the other (`bucket_classes` tells them apart), each canvas in the smallest class that has it.
     Raises: ConfigError if no canvas fits.
     """
+    if not config.areas:
+        return _class_table(config)
+    if sorted(set(config.areas)) != list(config.areas):
+        raise ConfigError(
+            f"areas: expected rising sides such as 512 768 1024, found {' '.join(map(str, config.areas))}"
+        )
+    tables: list[Canvases] = []
+    for side in config.areas:
+        table = _class_table(replace(config, area=side))
+        smaller = {canvas for known in tables for canvas in map(tuple, known.tolist())}
+        new = [canvas for canvas in map(tuple, table.tolist()) if canvas not in smaller]
+        if not new:
+            raise ConfigError(f"areas: the class {side} has no canvas that a smaller class lacks; raise max_side")
+        tables.append(np.array(new, np.int64))
+    return np.concatenate(tables)
+
+
+def bucket_classes(table: Canvases) -> Int[np.ndarray, " k"]:
+    """The area class of each bucket, from 0, the smallest: a new one begins where the aspects begin anew.
+
+    Within a class aspects rise; every class has with each canvas its mirror image, so the next begins no higher than
+    this one ends.
+    """
+    return np.cumsum(np.diff(_elongation(table), prepend=-np.inf) <= 0)
+
+
+def _class_table(config: BucketConfig) -> Canvases:
+    """The table of one area."""
     height, width = (config.area, config.area) if isinstance(config.area, int) else config.area
     area, step = height * width, config.step
     if step < 1 or min(height, width) < step:
@@ -127,12 +164,27 @@ class BucketAssignment(NamedTuple):
 def assign_buckets(sizes: Sizes, table: Canvases) -> BucketAssignment:
     """Each picture's bucket of smallest aspect difference; a picture half-way between two takes the taller one.
 
-    One search in a sorted table per picture, no Python object per picture: 6 million take about a second.
+    Where the table has area classes, it is the bucket of the largest class that the picture fills without being
+    enlarged, and of the smallest where it fills none. One search in a sorted table a picture and class, no Python
+    object a picture: 6 million take a second or two.
     """
-    aspects = _elongation(table)
-    pictures = _elongation(sizes)
-    bucket = np.searchsorted((aspects[1:] + aspects[:-1]) / 2, pictures, side="left")
-    return BucketAssignment(bucket, np.abs(pictures - aspects[bucket]))
+    bucket, error = np.empty(len(sizes), np.int16), np.empty(len(sizes))
+    for start in range(0, len(sizes), _BLOCK):  # bounds what is held for a moment
+        block = slice(start, start + _BLOCK)
+        bucket[block], error[block] = _assign_block(sizes[block].astype(np.int64), table)
+    return BucketAssignment(bucket, error)
+
+
+def _assign_block(sizes: Sizes, table: Canvases) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    aspects, pictures, classes = _elongation(table), _elongation(sizes), bucket_classes(table)
+    bucket = np.zeros(len(sizes), np.int64)
+    for area_class in range(int(classes[-1]) + 1):  # a larger class overrules those before it
+        members = np.flatnonzero(classes == area_class)
+        middles = (aspects[members][1:] + aspects[members][:-1]) / 2
+        nearest = members[np.searchsorted(middles, pictures, side="left")]
+        fills = (area_class == 0) | (cover_sizes(sizes, table[nearest]) <= sizes).all(axis=1)
+        bucket[fills] = nearest[fills]
+    return bucket, np.abs(pictures - aspects[bucket])
 
 
 # ── Crop geometry ──

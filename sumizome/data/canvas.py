@@ -19,6 +19,7 @@ import pyvips
 from jaxtyping import UInt8
 from PIL import Image
 
+from sumizome.data.byte_range import ByteRange
 from sumizome.data.images import WHITE, Colour, ImageRejected, PlainHeader, decode_image, plain_header, read_bytes
 
 __all__ = ["RESIZE_VERSION", "Canvas", "Frame", "load_canvas"]
@@ -53,7 +54,9 @@ class Frame(NamedTuple):
     target: tuple[int, int]
 
 
-def load_canvas(path: Path, frame: Frame, background: Colour = WHITE, *, sha256: str | None = None) -> Canvas:
+def load_canvas(
+    path: Path | ByteRange, frame: Frame, background: Colour = WHITE, *, sha256: str | None = None
+) -> Canvas:
     """The canvas of the picture in a file, by Lanczos.
 
     Nearly every picture is decoded, reduced and cropped in strips, which is fast and needs little memory; those with a

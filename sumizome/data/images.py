@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
+from sumizome.data.byte_range import ByteRange
 from sumizome.data.colour_profiles import means_srgb, to_srgb
 from sumizome.errors import ConfigError, DataError
 
@@ -133,13 +134,13 @@ def parse_colour(text: str) -> Colour:
     return red, green, blue
 
 
-def open_image(path: Path, background: Colour = WHITE, *, sha256: str | None = None) -> Image.Image:
+def open_image(path: Path | ByteRange, background: Colour = WHITE, *, sha256: str | None = None) -> Image.Image:
     """The picture in a file: mode "RGB", upright, opaque, sRGB. See `read_image`."""
     return read_image(path, background, sha256=sha256).image
 
 
 def read_image(
-    path: Path, background: Colour = WHITE, *, sha256: str | None = None, md5: str | None = None
+    path: Path | ByteRange, background: Colour = WHITE, *, sha256: str | None = None, md5: str | None = None
 ) -> DecodedImage:
     """The picture in a file and its facts; the bytes that are hashed are the bytes that are decoded.
 
@@ -153,7 +154,7 @@ def read_image(
     return DecodedImage(picture.image, picture.format, digest, len(data), picture.profile_ignored)
 
 
-def read_bytes(path: Path, *, sha256: str | None = None, md5: str | None = None) -> tuple[bytes, str]:
+def read_bytes(path: Path | ByteRange, *, sha256: str | None = None, md5: str | None = None) -> tuple[bytes, str]:
     """(the file's bytes, their SHA-256 in hex), of the file that is expected.
 
     Raises: ImageRejected.
@@ -182,7 +183,9 @@ _ERRNO_REASONS = {
 }
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path | ByteRange) -> bytes:
+    if isinstance(path, ByteRange):
+        return _read_range(path)
     try:
         _check_file(path.stat())  # before it is opened: opening a device can have effects
         descriptor = os.open(path, _OPEN_FLAGS)
@@ -209,6 +212,23 @@ def _check_file(status: os.stat_result) -> None:
         raise ImageRejected(
             "file_too_large", f"expected at most {MAX_FILE_BYTES >> 20} MB, found {status.st_size >> 20} MB."
         )
+
+
+def _read_range(place: ByteRange) -> bytes:
+    if place.size > MAX_FILE_BYTES:
+        raise ImageRejected(
+            "file_too_large", f"expected at most {MAX_FILE_BYTES >> 20} MB, found {place.size >> 20} MB."
+        )
+    try:
+        data = place.read()
+    except OSError as error:
+        reason = _ERRNO_REASONS.get(error.errno or 0, "unreadable")
+        raise ImageRejected(reason, f"expected a readable file, found {error.strerror}.") from error
+    if len(data) < place.size:
+        raise ImageRejected(
+            "changed", f"expected {place} as it was ingested, found the archive shorter: run `sumizome ingest` again."
+        )
+    return data
 
 
 def decode_image(data: bytes, background: Colour = WHITE) -> Picture:

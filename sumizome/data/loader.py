@@ -5,25 +5,25 @@ of a step are a function of (latents, settings, seed, step), the same bits with 
 process, and whatever steps came before.
 """
 
-import hashlib
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
-import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
-from sumizome.data.batch_plan import BatchPlan, MicroBatch
+from sumizome.data.batch_plan import BatchPlan, MicroBatch, check_world, share
+from sumizome.data.buckets import bucket_classes
 from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
+from sumizome.data.latent_index import LatentIndex
 from sumizome.data.latents import LatentCache
 from sumizome.data.tag_table import load_tag_table
-from sumizome.data.tags import TagWeightConfig, tag_loss_weights
+from sumizome.data.tags import TagWeightConfig, loss_weights
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
 from sumizome.shapes import Latents, PerSample, TimeIds
@@ -48,23 +48,35 @@ class TrainBatch:
     seeds: Int[Tensor, " b"]
     """int64: each sample's noise and timestep follow from it."""
 
+    def pinned(self) -> "TrainBatch":
+        """The same with its tensors in page-locked memory. Needs a CUDA device."""
+        tensors = {name: getattr(self, name).pin_memory() for name in ("latents", "time_ids", "tag_weight", "seeds")}
+        return replace(self, **tensors)
 
-def split_validation(ids: pa.ChunkedArray, count: int) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " v"]]:
-    """(rows to train on, rows held out), each rising: `count` pictures chosen by a hash of their id.
+
+def split_validation(
+    hashes: UInt64[np.ndarray, " n"], count: int
+) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " v"]]:
+    """(rows to train on, rows held out), each rising: the `count` pictures of least hash (`picture_hashes`).
 
     The choice of a picture does not depend on the others' order, and adding pictures to a set replaces few of those
     held out. A byte-identical copy of a held-out picture ("…-2") is in neither part: training on it would be cheating.
     Raises: ConfigError if nothing would be left to train on.
     """
     if count == 0:
-        return np.arange(len(ids)), np.arange(0)
-    pictures = [sample_id.partition("-")[0] for chunk in ids.iterchunks() for sample_id in chunk.to_pylist()]
-    hashes = b"".join(hashlib.blake2b(f"validation {name}".encode(), digest_size=8).digest() for name in pictures)
-    _, first, picture = np.unique(np.frombuffer(hashes, np.uint64), return_index=True, return_inverse=True)
-    train = np.flatnonzero(picture >= count)
-    if len(train) == 0:
-        raise ConfigError(f"{count} pictures are to be held out for validation, but there are {len(first)} in all")
-    return train, np.sort(first[:count])
+        return np.arange(len(hashes)), np.arange(0)
+    candidates = 2 * count
+    while len(least := np.unique(_smallest(hashes, candidates))) <= count and candidates < len(hashes):
+        candidates *= 2
+    if len(least) <= count and candidates >= len(hashes):
+        raise ConfigError(f"{count} pictures are to be held out for validation, but there are {len(least)} in all")
+    low = np.flatnonzero(hashes <= least[count - 1])
+    _, first = np.unique(hashes[low], return_index=True)
+    return np.flatnonzero(hashes > least[count - 1]), np.sort(low[first])
+
+
+def _smallest(numbers: UInt64[np.ndarray, " n"], count: int) -> UInt64[np.ndarray, " k"]:
+    return np.asarray(numbers if count >= len(numbers) else np.partition(numbers, count)[:count])
 
 
 def build_loader(
@@ -78,8 +90,16 @@ def build_loader(
     tag_weights: TagWeightConfig | None = None,
     categories: Mapping[str, str] | None = None,
     prefetch: int = 2,
+    workers: int = 1,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world: int = 1,
 ) -> "BatchLoader":
-    """The loader of a run; `prefetch` steps are made ahead, 0 = none.
+    """The loader of a run; `prefetch` steps are made ahead by `workers` threads, 0 of either = none.
+
+    Neither number changes a bit of a batch, nor the order. `pin_memory` puts tensors where a CUDA device copies from
+    while it works. Of `world` processes each takes its own part of every step's micro-batches, in order of `rank`.
+    Where the latents have area classes, each step is of one class.
 
     `categories` maps tags to their category; by default it is what came with the pictures. Those of `tag_weights.table`
     go before either.
@@ -91,19 +111,50 @@ def build_loader(
     if tag_weights.table is not None:
         edited = load_tag_table(tag_weights.table)
         categories, given = {**categories, **edited.categories}, edited.weights
-    train, validation = split_validation(cache.index.id, validation_count)
-    repeats = np.zeros(len(cache), np.int64)
+    if min(prefetch, workers) < 0:
+        raise ConfigError(f"prefetch {prefetch} and workers {workers} must be at least 0")
+    check_world(micro_batches_per_step, world)
+    # Rows that are planned are pictures; which of its variants a showing takes is chosen when it is made.
+    pictures = cache.index.pictures()
+    hashes = cache.index.picture_hash[pictures] if cache.index.variants > 1 else cache.index.picture_hash
+    train, validation = (pictures[chosen] for chosen in split_validation(hashes, validation_count))
+    repeats = np.zeros(len(cache), cache.index.repeats.dtype)
     repeats[train] = cache.index.repeats[train]
-    weights = np.zeros(len(cache))
-    weights[train] = tag_loss_weights(cache.index.table(train), tag_weights, categories, given)
     plan = BatchPlan(
         cache.index.bucket,
         repeats,
         micro_batch_size=micro_batch_size,
         micro_batches_per_step=micro_batches_per_step,
         seed=derive_seed(seed, "order"),
+        class_of_bucket=bucket_classes(cache.buckets).tolist(),
     )
-    return BatchLoader(cache, plan, validation, weights, captions or CaptionConfig(), categories, seed, prefetch)
+    return BatchLoader(
+        cache=cache,
+        plan=plan,
+        validation_rows=validation,
+        tag_weight=_tag_weight(cache.index, repeats, tag_weights, categories, given),
+        captions=captions or CaptionConfig(),
+        categories=categories,
+        seed=seed,
+        prefetch=prefetch,
+        workers=workers,
+        pin_memory=pin_memory,
+        rank=rank,
+        world=world,
+    )
+
+
+def _tag_weight(
+    index: LatentIndex,
+    repeats: Int[np.ndarray, " n"],
+    config: TagWeightConfig,
+    categories: Mapping[str, str],
+    given: Mapping[str, float] | None,
+) -> Float[np.ndarray, " n"] | None:
+    """The rows' loss weights, float32; None where weighting is off."""
+    if config.strength == 0 and given is None:
+        return None
+    return loss_weights(index.coded_tags(), repeats, config, categories, given).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +165,21 @@ class BatchLoader:
     plan: BatchPlan
     """Over the rows of the cache; those held out have no repeats."""
     validation_rows: Int[np.ndarray, " v"]
-    tag_weight: Float[np.ndarray, " n"]
+    tag_weight: Float[np.ndarray, " n"] | None
+    """None: all are 1."""
     captions: CaptionConfig
     categories: Mapping[str, str]
     seed: int
     prefetch: int
+    workers: int = 1
+    pin_memory: bool = False
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def share(self) -> range:
+        """The places in a step's micro-batches that this process takes."""
+        return share(self.plan.micro_batches_per_step, self.rank, self.world)
 
     @property
     def fingerprint(self) -> str:
@@ -126,15 +187,16 @@ class BatchLoader:
         return self.cache.fingerprint.digest
 
     def step(self, step: int) -> list[TrainBatch]:
-        """The micro-batches of one step, counted from 0.
+        """This process's micro-batches of one step, counted from 0.
 
         Raises: ShardError naming the picture whose latent is damaged.
         """
-        return [self._train_batch(planned) for planned in self.plan.step(step)]
+        batches = [self._train_batch(planned) for planned in self.plan.step(step, self.rank, self.world)]
+        return [batch.pinned() for batch in batches] if self.pin_memory else batches
 
     def from_step(self, step: int) -> "StepBatches":
         """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it."""
-        return StepBatches(self, step, self.prefetch)
+        return StepBatches(self, step, self.prefetch, self.workers)
 
     def validation_batches(self, micro_batch_size: int) -> Iterator[TrainBatch]:
         """The held-out pictures, once each, bucket by bucket: plain captions, weight 1, seeds that never change."""
@@ -163,7 +225,19 @@ class BatchLoader:
             for (tags, kept_tags), (epoch, sample_id, repeat) in zip(tagged, showings, strict=True)
         ]
         seeds = [derive_seed(self.seed, "sample", *showing) for showing in showings]
-        return self._assemble(rows, ids, captions, epochs, seeds, self.tag_weight[rows])
+        weights = np.ones(len(rows)) if self.tag_weight is None else self.tag_weight[rows]
+        return self._assemble(rows + self._variants(showings), ids, captions, epochs, seeds, weights)
+
+    def _variants(self, showings: list[tuple[int, str, int]]) -> Int[np.ndarray, " b"]:
+        """Which of its stored crops and flips each showing (epoch, id, repeat) is; a function of it and the seed.
+
+        A picture's variants come in turn, from one that its id decides: n epochs show n different ones.
+        """
+        count = self.cache.index.variants
+        if count == 1:
+            return np.zeros(len(showings), np.int64)
+        first = (derive_seed(self.seed, "variant", sample_id, repeat) for _, sample_id, repeat in showings)
+        return np.array([(start + epoch) % count for start, (epoch, _, _) in zip(first, showings, strict=True)])
 
     def _validation_batch(self, rows: Int[np.ndarray, " b"]) -> TrainBatch:
         index = self.cache.index
@@ -201,13 +275,13 @@ class BatchLoader:
 
 
 class StepBatches:
-    """The micro-batches of a step and of all that follow. One thread makes them ahead, in order; it raises here."""
+    """The micro-batches of a step and of all that follow. Threads make them ahead, a step each; they raise here."""
 
-    def __init__(self, loader: BatchLoader, step: int, ahead: int) -> None:
+    def __init__(self, loader: BatchLoader, step: int, ahead: int, workers: int = 1) -> None:
         self._loader = loader
         self._steps = itertools.count(step)
         self._ahead = ahead
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if ahead else None
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch") if ahead and workers else None
         self._made: deque[Future[list[TrainBatch]]] = deque()
 
     def __iter__(self) -> "StepBatches":
@@ -223,7 +297,7 @@ class StepBatches:
         return batches
 
     def close(self) -> None:
-        """Stops the thread; what it made ahead is dropped."""
+        """Stops the threads; what it made ahead is dropped."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 

@@ -5,9 +5,11 @@ Invariant: a manifest that loads is sound (types, ids, sizes, paths that stay be
 checks again. The columns stay Arrow: six million rows are a few buffers, not six million objects.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,20 +20,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sumizome.data.images import MAX_SIDE, WHITE, Colour
+from sumizome.data.byte_range import ByteRange
+from sumizome.data.images import MAX_SIDE, WHITE, Colour, ImageRejected
+from sumizome.data.rows_digest import RowsDigest
 from sumizome.errors import ManifestError
 from sumizome.files import write_atomically
 
 __all__ = [
+    "ARCHIVE_SCHEMA",
     "MANIFEST_VERSION",
     "SCHEMA",
     "Manifest",
+    "check_ids",
+    "check_values",
     "load_manifest",
+    "read_header",
+    "refusing_damage",
+    "seal_of",
     "tags_by_category",
     "write_manifest",
 ]
 
 MANIFEST_VERSION = 1
+ARCHIVE_VERSION = 2
+"""of a manifest with pictures in tars: has the columns of `ARCHIVE_SCHEMA`, too. Without any, a manifest is of
+version 1, byte for byte as before"""
 
 SCHEMA = pa.schema(
     [
@@ -50,7 +63,28 @@ SCHEMA = pa.schema(
     ]
 )
 
+ARCHIVE_SCHEMA = pa.schema(
+    [
+        # Both null for a file of its own. `path` of a member is `archive/name`, or `name` where the source is the tar.
+        pa.field("archive", pa.string()),  # posix, relative to the source; "" = the source is the tar
+        pa.field("offset", pa.int64()),  # of the picture's bytes in it; they are `file_bytes` long
+    ]
+)
+
 _METADATA_KEY = b"sumizome"
+
+_LAYOUT: Mapping[str, Any] = {
+    "compression": "zstd",
+    "row_group_size": 131_072,  # read and checked one at a time
+    # A vocabulary of half a million tags is one dictionary; beyond the usual 1 MB each tag would be spelt out.
+    "dictionary_pagesize_limit": 16 * 2**20,
+    "use_dictionary": ["tags.list.element", "format", "source", "kept_tags", "repeats", "height", "width"],
+}
+
+
+def schema_of(version: int) -> pa.Schema:
+    """The columns of a manifest of this version."""
+    return pa.schema([*SCHEMA, *ARCHIVE_SCHEMA]) if version == ARCHIVE_VERSION else SCHEMA
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +92,7 @@ class Manifest:
     """The rows, and where their files lie."""
 
     table: pa.Table
-    """columns of `SCHEMA`, sorted by (source, path)"""
+    """columns of `SCHEMA`, then those of `ARCHIVE_SCHEMA` if pictures lie in tars; sorted by (source, path)"""
     sources: tuple[Path, ...]
     """the absolute folders that `source` points into"""
     background: Colour = WHITE
@@ -78,35 +112,40 @@ class Manifest:
         The same rows give the same digest however they are chunked, written or read. The sources' absolute paths are
         left out, so that moving a folder does not invalidate what was made from it.
         """
-        digest = hashlib.sha256(f"manifest {MANIFEST_VERSION} {self.background}".encode())
-        for name in SCHEMA.names:
-            digest.update(f"\x1f{name}\x1f".encode() + _column_digest(self.table[name]))
-        if self.categories:
-            digest.update(json.dumps(sorted(self.categories.items())).encode())
-        return digest.hexdigest()
+        rows = RowsDigest(self.version)
+        rows.update(self.table)
+        return rows.hexdigest(self.background, self.categories)
+
+    @property
+    def version(self) -> int:
+        return ARCHIVE_VERSION if ARCHIVE_SCHEMA.names[0] in self.table.schema.names else MANIFEST_VERSION
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a manifest of this version."""
+        return schema_of(self.version)
 
     def image_path(self, row: int) -> Path:
-        """The absolute path of a row's file."""
+        """The absolute path of a row's file; of a member of a tar, what it is called, not a file's path."""
         source: int = self.table["source"][row].as_py()
         return self.sources[source] / str(self.table["path"][row])
 
+    def picture(self, row: int) -> Path | ByteRange:
+        """Where a row's bytes are, for `open_image`: a file, or a stretch of a tar.
 
-def _column_digest(column: pa.ChunkedArray) -> bytes:
-    """SHA-256 over a column's values. Lengths and contents are hashed apart, so that chunks leave no trace."""
-    if pa.types.is_list(column.type):
-        lengths, values = pc.list_value_length(column), pc.list_flatten(column)
-        return hashlib.sha256(_column_digest(lengths) + _column_digest(values)).digest()
-    contents = hashlib.sha256()
-    if pa.types.is_string(column.type):
-        for chunk in filter(len, column.chunks):
-            _, offsets, text = chunk.buffers()
-            first, last = np.frombuffer(offsets, np.int32)[[chunk.offset, chunk.offset + len(chunk)]]
-            if last > first:
-                contents.update(memoryview(text)[first:last])
-        return hashlib.sha256(_column_digest(pc.binary_length(column)) + contents.digest()).digest()
-    for chunk in column.chunks:
-        contents.update(np.ascontiguousarray(chunk.to_numpy()).data)
-    return contents.digest()
+        Raises: ImageRejected("link_outside") if a link leads to something that is not its source's.
+        """
+        source: Path = self.sources[self.table["source"][row].as_py()]
+        path, archive = str(self.table["path"][row]), None
+        if self.version == ARCHIVE_VERSION:
+            archive = self.table["archive"][row].as_py()
+        file: Path = source / (path if archive is None else archive)
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(source)):
+            raise ImageRejected("link_outside", f"expected a file of {source}, found a link out of it: {path}.")
+        if archive is None:
+            return file
+        offset, size = (int(self.table[name][row].as_py()) for name in ("offset", "file_bytes"))
+        return ByteRange(file, offset, size, path.removeprefix(f"{archive}/"))
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -116,7 +155,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     """
     _check_rows(manifest.table, len(manifest.sources), str(path))
     header = {
-        "version": MANIFEST_VERSION,
+        "version": manifest.version,
         "sources": [str(source) for source in manifest.sources],
         "background": list(manifest.background),
         "settings": dict(manifest.settings),
@@ -124,8 +163,12 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     if manifest.categories:
         header["categories"] = tags_by_category(manifest.categories)
     sealed = json.dumps(header | {"seal": _seal(header, manifest)}, sort_keys=True)
-    table = manifest.table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_METADATA_KEY: sealed})
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    table = (
+        manifest.table.select(manifest.schema.names)
+        .cast(manifest.schema)
+        .replace_schema_metadata({_METADATA_KEY: sealed})
+    )
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, **_LAYOUT))
 
 
 def tags_by_category(categories: Mapping[str, str]) -> dict[str, list[str]]:
@@ -138,8 +181,12 @@ def tags_by_category(categories: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _seal(header: Mapping[str, Any], manifest: Manifest) -> str:
     """SHA-256 over header and rows: parquet notices many a flipped bit, and reads some as another tag or colour."""
+    return seal_of(header, manifest.digest)
+
+
+def seal_of(header: Mapping[str, Any], digest: str) -> str:
     told = {key: value for key, value in header.items() if key != "seal"}
-    return hashlib.sha256((json.dumps(told, sort_keys=True) + manifest.digest).encode()).hexdigest()
+    return hashlib.sha256((json.dumps(told, sort_keys=True) + digest).encode()).hexdigest()
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -149,21 +196,17 @@ def load_manifest(path: Path) -> Manifest:
     """
     if not path.is_file():
         raise ManifestError(f"expected a manifest at {path}, found no file: run `sumizome ingest` first.")
-    try:
+    with refusing_damage(path):
         with pq.ParquetFile(path) as file:
             table = file.read()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ManifestError(
-            f"expected a manifest in parquet, found {path} damaged or of another kind "
-            f"({_first_line(error)}): run `sumizome ingest` again."
-        ) from error
-    header = _read_header(table, path)
-    _check_columns(table, path)
+    header = read_header(table.schema, path)
+    schema = schema_of(header["version"])
+    table = table.select(schema.names)
     _check_rows(table, len(header["sources"]), str(path))
     red, green, blue = header["background"]
     manifest = Manifest(
-        table=table.select(SCHEMA.names).replace_schema_metadata(None).cast(SCHEMA),
+        table=table.replace_schema_metadata(None).cast(schema),
         sources=tuple(Path(source) for source in header["sources"]),
         background=(red, green, blue),
         settings=header["settings"],
@@ -174,12 +217,28 @@ def load_manifest(path: Path) -> Manifest:
     return manifest
 
 
+@contextlib.contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """What Arrow says of a file that is no parquet, as a ManifestError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ManifestError(
+            f"expected a manifest in parquet, found {path} damaged or of another kind "
+            f"({_first_line(error)}): run `sumizome ingest` again."
+        ) from error
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _read_header(table: pa.Table, path: Path) -> dict[str, Any]:
-    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+def read_header(schema: pa.Schema, path: Path) -> dict[str, Any]:
+    """The header in the file's metadata, once it and the columns' types are found to be a manifest's.
+
+    Raises: ManifestError.
+    """
+    raw = (schema.metadata or {}).get(_METADATA_KEY)
     if raw is None:
         raise ManifestError(f"expected a manifest of sumizome, found another parquet file at {path}.")
     try:
@@ -188,13 +247,14 @@ def _read_header(table: pa.Table, path: Path) -> dict[str, Any]:
         well_formed = _is_header(header)
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"expected the manifest's header as JSON, found it damaged in {path}.") from error
-    if version != MANIFEST_VERSION:
+    if type(version) is not int or version not in (MANIFEST_VERSION, ARCHIVE_VERSION):
         raise ManifestError(
-            f"expected a manifest of version {MANIFEST_VERSION}, found version {version!r} in {path}: "
-            "run `sumizome ingest` again."
+            f"expected a manifest of version {MANIFEST_VERSION} or {ARCHIVE_VERSION}, found version {version!r} in "
+            f"{path}: run `sumizome ingest` again."
         )
     if not well_formed:
         raise ManifestError(f"expected sources, background and settings in the header, found it damaged in {path}.")
+    _check_columns(schema, version, path)
     return dict(header)
 
 
@@ -217,23 +277,43 @@ def _is_tags_by_category(categories: Any) -> bool:
     )
 
 
-def _check_columns(table: pa.Table, path: Path) -> None:
-    for expected in SCHEMA:
-        if expected.name not in table.schema.names:
+def _check_columns(schema: pa.Schema, version: int, path: Path) -> None:
+    for expected in schema_of(version):
+        if expected.name not in schema.names:
             raise ManifestError(f"expected a column {expected.name!r}, found none in {path}.")
-        found = table.schema.field(expected.name)
+        found = schema.field(expected.name)
         if not found.type.equals(expected.type):
             raise ManifestError(f"expected column {expected.name!r} as {expected.type}, found {found.type} in {path}.")
 
 
 def _check_rows(table: pa.Table, source_count: int, where: str) -> None:
     """Refuses rows that later code would trust in vain; whole columns at a time."""
+    check_values(table, source_count, where)
+    check_ids(table["id"], where)
+
+
+def check_values(table: pa.Table, source_count: int, where: str, first_row: int = 0) -> None:
+    """All checks that look at one row at a time; `table` may be a part that begins at `first_row`.
+
+    Raises: ManifestError naming column and row.
+    """
     for name, is_wrong, expected in _row_rules(table, source_count):
-        wrong = np.flatnonzero(is_wrong)
-        if len(wrong):
-            row = int(wrong[0])
-            found = table[name][row].as_py()
-            raise ManifestError(f"expected {expected}, found {found!r:.200} in column {name!r}, row {row}, of {where}.")
+        _refuse_first(is_wrong, table[name], name, expected, where, first_row)
+
+
+def check_ids(ids: pa.ChunkedArray, where: str) -> None:
+    """Raises: ManifestError naming the first row whose id another has, too."""
+    _refuse_first(_is_doubled(ids), ids, "id", "each id once", where)
+
+
+def _refuse_first(is_wrong: Any, column: pa.ChunkedArray, name: str, expected: str, where: str, first: int = 0) -> None:
+    wrong = np.flatnonzero(is_wrong)
+    if len(wrong):
+        row = int(wrong[0])
+        found = column[row].as_py()
+        raise ManifestError(
+            f"expected {expected}, found {found!r:.200} in column {name!r}, row {first + row}, of {where}."
+        )
 
 
 def _row_rules(table: pa.Table, source_count: int) -> Iterable[tuple[str, Any, str]]:
@@ -244,19 +324,50 @@ def _row_rules(table: pa.Table, source_count: int) -> Iterable[tuple[str, Any, s
     if pc.any(nulls).as_py():
         row = np.repeat(np.arange(len(table)), pc.list_value_length(table["tags"]).to_numpy())[nulls.to_numpy()]
         yield "tags", np.isin(np.arange(len(table)), row), "tags without null"
-    yield "id", _is_doubled(table["id"]), "each id once"
     source = table["source"].to_numpy()
     yield "source", (source < 0) | (source >= source_count), f"a source below {source_count}"
     # A path is data from a file: it must not lead out of its source (absolute, "..", a NUL that ends it early).
-    escapes = pc.match_substring_regex(table["path"], r"^$|^/|(^|/)\.\.(/|$)|\x00|\\")
+    escapes = pc.match_substring_regex(table["path"], r"^$|" + _ESCAPES)
     yield "path", escapes.to_numpy(), "a relative path that stays below its source"
     yield "sha256", ~pc.match_substring_regex(table["sha256"], "^[0-9a-f]{64}$").to_numpy(), "64 hex digits"
     for name in ("height", "width"):
         side = table[name].to_numpy()
         yield name, (side < 1) | (side > MAX_SIDE), f"1 to {MAX_SIDE} px"
+    if "archive" in table.schema.names:
+        yield from _archive_rules(table)
     kept, lengths = table["kept_tags"].to_numpy(), pc.list_value_length(table["tags"]).to_numpy()
     yield "kept_tags", (kept < 0) | (kept > lengths), "at most the number of tags"
     yield "repeats", table["repeats"].to_numpy() < 1, "at least 1"
+
+
+_ESCAPES = r"^/|(^|/)\.\.(/|$)|\x00|\\"
+
+
+def _archive_rules(table: pa.Table) -> Iterable[tuple[str, Any, str]]:
+    archive, offset = table["archive"], table["offset"]
+    yield "offset", pc.xor(pc.is_null(archive), pc.is_null(offset)).to_numpy(), "an offset where there is an archive"
+    escapes = pc.fill_null(pc.match_substring_regex(archive, _ESCAPES), False)
+    yield "archive", escapes.to_numpy(), "a relative path that stays below its source"
+    prefix = pc.binary_join_element_wise(archive, "", "/")
+    is_below = pc.or_(pc.equal(archive, ""), _starts_with(table["path"], prefix))
+    yield "archive", ~pc.fill_null(is_below, True).to_numpy(), "the beginning of the path"
+    at = pc.fill_null(offset, _TAR_BLOCK)
+    out_of_place = pc.or_(pc.less(at, _TAR_BLOCK), pc.not_equal(pc.bit_wise_and(at, _TAR_BLOCK - 1), 0))
+    yield "offset", out_of_place.to_numpy(), "a multiple of 512"
+    sized = pc.and_(pc.is_valid(archive), pc.less(table["file_bytes"], 1))
+    yield "file_bytes", sized.to_numpy(), "at least 1 byte of a member"
+
+
+_TAR_BLOCK = 512
+
+
+def _starts_with(texts: pa.ChunkedArray, prefixes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """bool [rows], null where the prefix is. (No kernel takes a prefix for each row.)"""
+    found = []
+    for start in range(0, len(texts), 65_536):
+        pairs = zip(*(column.slice(start, 65_536).to_pylist() for column in (texts, prefixes)), strict=True)
+        found.append(pa.array([None if head is None else text.startswith(head) for text, head in pairs], pa.bool_()))
+    return pa.chunked_array(found, pa.bool_())
 
 
 def _is_doubled(ids: pa.ChunkedArray) -> Any:

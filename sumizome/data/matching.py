@@ -1,139 +1,215 @@
-"""Which record belongs to which picture: booru dumps, gallery-dl's sidecars, kohya's metadata JSON.
+"""Which record belongs to which picture: dumps, sidecars, kohya's JSON, JSON in tars.
 
-Owns the conventions of naming; reads records through `records`. Invariant: a name in a record only ever selects one of
-the files that were listed below the source; it is compared, never opened.
+Owns the conventions of naming and the records as columns; reads them through `records`. Invariant: a name in a record
+only ever selects one of the pictures that were listed; it is compared, never opened.
 """
 
 import json
+import multiprocessing
 import posixpath
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+
+from sumizome.data.byte_range import ByteRange
 from sumizome.data.images import ImageRejected
+from sumizome.data.picture_list import NameIndex, PictureList, Strings, path_names, stem, stem_names
 from sumizome.data.records import Record, Row, build_record, parse_object, read_rows, row_keys
-from sumizome.data.source_config import Columns, SourceKind
+from sumizome.data.rules import check_rating
+from sumizome.data.source_config import Columns, PictureRules
 from sumizome.errors import ConfigError, DataError
 
-__all__ = ["SIDECAR_SUFFIX", "Matches", "match_records"]
+__all__ = ["SIDECAR_SUFFIX", "Matches", "match_kohya", "match_objects", "match_table"]
 
 SIDECAR_SUFFIX = ".json"
 MAX_SIDECAR_BYTES = 4 * 2**20
 MAX_METADATA_BYTES = 2**30
 
+Fault: TypeAlias = tuple[str, str]
+"""(reason, sentence)"""
 
-@dataclass
+
 class Matches:
-    """The pictures' records, and what was wrong with the others."""
+    """The pictures' records as columns, and what was wrong with the others."""
 
-    records: dict[str, Record] = field(default_factory=dict)
-    """picture's path → its record"""
-    rejects: list[tuple[str, ImageRejected]] = field(default_factory=list)
-    """(where, why)"""
-    failed: dict[str, ImageRejected] = field(default_factory=dict)
-    """picture's path → why its record cannot be used"""
-    unused: int = 0
-    """records of pictures that are not there"""
+    def __init__(self, count: int, rules: PictureRules) -> None:
+        self._rules = rules
+        self.place = np.full(count, -1, np.int64)
+        """picture → row of the columns; -1 where it has no record"""
+        self.failed: dict[int, Fault] = {}
+        """picture → why its record cannot be used, or why it is not wanted"""
+        self.rejects: list[tuple[str, str, str]] = []
+        """(where, reason, sentence) of records that belong to no picture or to one that has another"""
+        self.unused = 0
+        """records of pictures that are not there"""
+        self.categories: Counter[tuple[str, str]] = Counter()
+        """(tag, category) → wanted records that say so"""
+        self.texts, self.md5s, self.file_exts = Strings(), Strings(), Strings()
+        self.scores, self.years = array("d"), array("h")
+        self.heights, self.widths = array("i"), array("i")
+        self._known: dict[Fault, Fault] = {}
 
-    def add(self, paths: Sequence[str], row: Row, columns: Columns, where: str) -> None:
-        """Gives the row's record to the pictures at `paths`; the first record that names a picture is the picture's."""
-        self.unused += not paths
-        for path in paths:
-            if path in self.records or path in self.failed:
-                self.reject(where, "record_twice", f"expected one record for {path}, found two: the first is used.")
-                return
+    def add(self, pictures: Sequence[int], row: Row, columns: Columns, where: str) -> None:
+        """Gives the row's record to the pictures; the first record that names a picture is the picture's."""
+        if self._is_free(pictures, where):
+            try:
+                self._store(pictures, build_record(row, columns, where))
+            except ImageRejected as error:
+                self.fail(pictures, error)
+
+    def add_outcome(self, picture: int, outcome: Record | ImageRejected) -> None:
+        """Gives the picture a record that was built elsewhere, or says why there is none."""
         try:
-            record = build_record(row, columns, where) if paths else None
+            if isinstance(outcome, ImageRejected):
+                raise outcome
+            self._store([picture], outcome)
         except ImageRejected as error:
-            self.failed |= dict.fromkeys(paths, error)
-            return
-        if record is not None:
-            self.records |= dict.fromkeys(paths, record)
+            self.fail([picture], error)
+
+    def _is_free(self, pictures: Sequence[int], where: str) -> bool:
+        self.unused += not pictures
+        if any(self.place[each] >= 0 or each in self.failed for each in pictures):
+            self.reject(where, "record_twice", "expected one record for a picture, found two: the first is used.")
+            return False
+        return bool(pictures)
+
+    def _store(self, pictures: Sequence[int], record: Record) -> None:
+        check_rating(record, self._rules)
+        self.place[pictures] = len(self.scores)
+        for _ in pictures:
+            self.categories.update(record.categories)
+        for texts, value in ((self.texts, record.text), (self.md5s, record.md5), (self.file_exts, record.file_ext)):
+            texts.append(value)
+        self.scores.append(np.nan if record.score is None else record.score)
+        self.years.append(record.year or 0)
+        self.heights.append(record.height)
+        self.widths.append(record.width)
+
+    def fail(self, pictures: Iterable[int], error: ImageRejected) -> None:
+        fault = self._known.setdefault(
+            (error.reason, str(error)), (error.reason, str(error))
+        )  # a few, millions of times
+        self.failed |= dict.fromkeys(pictures, fault)
 
     def reject(self, where: str, reason: str, sentence: str) -> None:
-        self.rejects.append((where, ImageRejected(reason, sentence)))
+        self.rejects.append((where, reason, sentence))
 
 
-def match_records(
-    kind: SourceKind,
-    pictures: Sequence[str],
-    files: set[str],
-    *,
-    root: Path,
-    table: Path | None,
-    columns: Columns,
-    check: Callable[[str], None],
-) -> Matches:
-    """The records of `pictures` (relative paths, sorted). `check` refuses sidecars that links lead out of the source.
+def match_table(matches: Matches, pictures: PictureList, table: Path, columns: Columns) -> None:
+    """By path where a row has one, else by files called after the id or the md5, in whatever folder or tar.
 
     Raises: ConfigError, DataError: a table that is not there or cannot be read.
     """
-    if kind == "gallery-dl":
-        return _match_sidecars(pictures, files, root, columns, check)
-    if table is None:
-        raise ConfigError(f"records: expected the file of records of the {kind} source {root}, found none given.")
-    return _match_kohya(pictures, root, table, columns) if kind == "kohya" else _match_table(pictures, table, columns)
-
-
-def _match_table(pictures: Sequence[str], table: Path, columns: Columns) -> Matches:
-    """By path where a row has one, else by files called after the id or the md5, in whatever folder."""
-    by_stem, present, matches = _by_stem(pictures), frozenset(pictures), Matches()
-    for where, row in read_rows(table, columns, by_stem.keys()):
-        if isinstance(row, ImageRejected):
-            matches.rejects.append((where, row))
-            continue
-        if isinstance(row, int):
-            matches.unused += row
-            continue
-        file, stems = row_keys(row, columns)
-        path = posixpath.normpath(file.replace("\\", "/")) if file else None
-        if path is not None and path in present:
-            found = [path]
-        else:
-            found = sorted({each for stem in stems for each in by_stem.get(stem, ())})
-        matches.add(found, row, columns, where)
-    return matches
-
-
-def _match_sidecars(
-    pictures: Sequence[str], files: set[str], root: Path, columns: Columns, check: Callable[[str], None]
-) -> Matches:
-    matches = Matches()
-    for path in pictures:
-        sidecar = path + SIDECAR_SUFFIX
-        if sidecar not in files:
-            continue
-        try:
-            check(sidecar)
-            row = parse_object(_read_text(root / sidecar, MAX_SIDECAR_BYTES))
+    stems = NameIndex(pictures, stem_names)
+    paths: NameIndex | None = None
+    rows = read_rows(table, columns, stems.may_hold)
+    while batch := list(islice(rows, 1024)):
+        keys = [row_keys(row, columns) if isinstance(row, dict) else (None, set()) for _, row in batch]
+        names = [_normal(file) for file, _ in keys]
+        if paths is None and any(names):
+            paths = NameIndex(pictures, path_names)
+        by_path = paths.find(names) if paths is not None else [[] for _ in names]
+        flat = [(at, name) for at, (_, group) in enumerate(keys) for name in group if not by_path[at]]
+        found: list[set[int]] = [set(places) for places in by_path]
+        for (at, _), places in zip(flat, stems.find([name for _, name in flat]), strict=True):
+            found[at].update(places)
+        for (where, row), mine in zip(batch, found, strict=True):
             if isinstance(row, ImageRejected):
-                raise row
-            matches.add([path], row, columns, sidecar)
-        except ImageRejected as error:
-            matches.failed[path] = error
-    return matches
+                matches.reject(where, row.reason, str(row))
+            elif isinstance(row, int):
+                matches.unused += row
+            else:
+                matches.add(sorted(mine), row, columns, where)
 
 
-def _match_kohya(pictures: Sequence[str], root: Path, table: Path, columns: Columns) -> Matches:
-    """By path (absolute, or below the source), with or without suffix, else by the file's name alone."""
+def _normal(file: str | None) -> str | None:
+    return posixpath.normpath(file.replace("\\", "/")) if file else None
+
+
+# --- one JSON object for each picture: sidecars, members of tars ------------------------------------------------------
+
+_CHUNK = 256
+_FEW = 4 * _CHUNK
+"""objects that are read sooner than processes start"""
+
+
+def match_objects(
+    matches: Matches, objects: Iterable[tuple[int, Path | ByteRange, str]], columns: Columns, workers: int
+) -> None:
+    """The records in JSON files or members, given as (picture, where to read it, its name), by `workers` processes."""
+    source = iter(objects)
+    first = list(islice(source, _FEW))
+    if workers < 2 or len(first) < _FEW:
+        for picture, place, where in chain(first, source):
+            matches.add_outcome(picture, _read_object(place, where, columns))
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locked locks of Arrow's threads
+    with ProcessPoolExecutor(workers, context) as pool:
+        waiting: deque[tuple[list[int], Future[list[Record | ImageRejected]]]] = deque()
+        for chunk in _chunks(first, source):
+            places = [(place, where) for _, place, where in chunk]
+            waiting.append(([picture for picture, _, _ in chunk], pool.submit(_read_objects, places, columns)))
+            if len(waiting) > 4 * workers:  # bounded, and in order
+                _take(matches, *waiting.popleft())
+        while waiting:
+            _take(matches, *waiting.popleft())
+
+
+def _chunks(first: list[Any], rest: Iterator[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(first), _CHUNK):
+        yield first[start : start + _CHUNK]
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk
+
+
+def _take(matches: Matches, pictures: list[int], future: "Future[list[Record | ImageRejected]]") -> None:
+    for picture, outcome in zip(pictures, future.result(), strict=True):
+        matches.add_outcome(picture, outcome)
+
+
+def _read_objects(places: Sequence[tuple[Path | ByteRange, str]], columns: Columns) -> list[Record | ImageRejected]:
+    return [_read_object(place, where, columns) for place, where in places]
+
+
+def _read_object(place: Path | ByteRange, where: str, columns: Columns) -> Record | ImageRejected:
+    try:
+        row = parse_object(_read_text(place, MAX_SIDECAR_BYTES))
+        return row if isinstance(row, ImageRejected) else build_record(row, columns, where)
+    except ImageRejected as error:
+        return error
+
+
+# --- kohya ------------------------------------------------------------------------------------------------------------
+
+
+def match_kohya(matches: Matches, pictures: PictureList, root: Path, table: Path, columns: Columns) -> None:
+    """By path (absolute, or below the source), with or without suffix, else by the file's name alone.
+
+    Raises: ConfigError, DataError: JSON that is not there or cannot be read.
+    """
     columns = replace(columns, separator=columns.separator or ",")
-    by_stem, by_path = _by_stem(pictures), defaultdict(list)
-    for picture in pictures:
-        for key in (picture, posixpath.splitext(picture)[0]):
-            by_path[key].append(picture)
-    matches = Matches()
-    for name, row in _kohya_rows(table):
-        path = posixpath.normpath(name.replace("\\", "/")).removeprefix(f"{root.as_posix()}/")
-        base = posixpath.basename(path)
-        found = by_path.get(path) or by_stem.get(base) or by_stem.get(posixpath.splitext(base)[0], [])
-        where = f"{table.name}:{name}"
-        if isinstance(row, dict):
-            matches.add(found, row, columns, where)
-        else:
-            matches.reject(where, "record_invalid", "expected an object with tags or caption, found something else.")
-    return matches
+    paths = NameIndex(pictures, lambda path: {path, stem(path)})
+    stems = NameIndex(pictures, stem_names)
+    rows = _kohya_rows(table)
+    while batch := list(islice(rows, 1024)):
+        names = [posixpath.normpath(name.replace("\\", "/")).removeprefix(f"{root.as_posix()}/") for name, _ in batch]
+        bases = [posixpath.basename(name) for name in names]
+        found = zip(paths.find(names), stems.find(bases), stems.find([stem(base) for base in bases]), strict=True)
+        for (name, row), (by_path, by_name, by_stem) in zip(batch, found, strict=True):
+            where = f"{table.name}:{name}"
+            if isinstance(row, dict):
+                matches.add(by_path or by_name or by_stem, row, columns, where)
+            else:
+                matches.reject(
+                    where, "record_invalid", "expected an object with tags or caption, found something else."
+                )
 
 
 def _kohya_rows(table: Path) -> Iterator[tuple[str, Any]]:
@@ -148,22 +224,14 @@ def _kohya_rows(table: Path) -> Iterator[tuple[str, Any]]:
     yield from content.items()
 
 
-def _by_stem(pictures: Sequence[str]) -> dict[str, list[str]]:
-    """File name without suffix → pictures called so. In lower case too: an md5 may be written either way."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for path in pictures:
-        stem = posixpath.splitext(posixpath.basename(path))[0]
-        for key in {stem, stem.lower()}:
-            found[key].append(path)
-    return found
-
-
-def _read_text(path: Path, limit: int) -> str:
+def _read_text(place: Path | ByteRange, limit: int) -> str:
     try:
-        if not path.is_file():
+        if isinstance(place, Path) and not place.is_file():
             raise ImageRejected("record_invalid", "expected a regular file, found something else.")
-        if (size := path.stat().st_size) > limit:
+        size = place.stat().st_size if isinstance(place, Path) else place.size
+        if size > limit:
             raise ImageRejected("record_invalid", f"expected at most {limit >> 20} MB of JSON, found {size >> 20} MB.")
-        return path.read_text(encoding="utf-8-sig")
+        data = place.read_bytes() if isinstance(place, Path) else place.read()
+        return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ImageRejected("record_invalid", f"expected readable JSON in UTF-8, found {error}.") from error

@@ -9,7 +9,8 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,18 +18,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sumizome.data.images import ImageRejected
 from sumizome.data.source_config import Columns
 from sumizome.data.tags import normalise_tag
 from sumizome.errors import ConfigError, DataError
 
-__all__ = ["MAX_LINE", "Record", "Row", "build_record", "parse_object", "read_lines", "read_rows", "row_keys"]
+__all__ = ["MAX_LINE", "Known", "Record", "Row", "build_record", "parse_object", "read_lines", "read_rows", "row_keys"]
 
 MAX_LINE = 2**20
 """characters of one line of metadata"""
 
 Row: TypeAlias = Mapping[str, Any]
+
+Known: TypeAlias = Callable[[Sequence[str | None]], NDArray[np.bool_]]
+"""names → bool [names]: False where no file is called so"""
 
 
 class Record(NamedTuple):
@@ -46,6 +51,11 @@ class Record(NamedTuple):
     """lower case"""
     score: float | None
     year: int | None
+    height: int = 0
+    """px; 0 = it does not say"""
+    width: int = 0
+    file_ext: str = ""
+    """lower case, without a dot"""
 
 
 def build_record(row: Row, columns: Columns, where: str) -> Record:
@@ -73,6 +83,9 @@ def build_record(row: Row, columns: Columns, where: str) -> Record:
         rating=rating.strip().lower() or None if isinstance(rating, str) else None,
         score=_number(_find(row, columns.score)),
         year=_year(_find(row, columns.created_at)),
+        height=_side(_find(row, columns.height)),
+        width=_side(_find(row, columns.width)),
+        file_ext=_suffix(_find(row, columns.file_ext)),
     )
 
 
@@ -112,7 +125,12 @@ def _tags(value: Any, separator: str) -> list[str]:
         return []
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
         raise ImageRejected("record_invalid", "expected tags as text or a list of texts, found something else.")
-    return [tag for piece in value if (tag := normalise_tag(piece))]
+    return [tag for piece in value if (tag := _spelt(piece))]
+
+
+@lru_cache(maxsize=2**17)  # thirty tags a row, of a vocabulary: spelling each anew took half of the time
+def _spelt(tag: str) -> str:
+    return normalise_tag(tag)
 
 
 def _number(value: Any) -> float | None:
@@ -121,6 +139,15 @@ def _number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _side(value: Any) -> int:
+    number = _number(value) or 0.0
+    return int(number) if 0 < number < 2**31 else 0
+
+
+def _suffix(value: Any) -> str:
+    return value.strip().lower().removeprefix(".")[:16] if isinstance(value, str) else ""
 
 
 _YEAR_FIRST = re.compile(r"(?:19|20)\d\d(?=\D|$|\d{4})")
@@ -145,11 +172,11 @@ def _year(value: Any) -> int | None:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def read_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tuple[str, Row | ImageRejected | int]]:
+def read_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str, Row | ImageRejected | int]]:
     """(where, row or what is wrong with it, or how many rows were passed over) of a JSONL, CSV or parquet file.
 
-    Memory does not grow with the table. `stems` are those of the files: of a parquet file only rows with such an id or
-    md5 become Python objects; the others are counted.
+    Memory does not grow with the table. `known` tells of names whether files are called so: of a parquet file only rows
+    with such an id or md5 become Python objects; the others are counted.
     Raises: ConfigError: no such file, another suffix. DataError: unreadable, or no column that could name a file.
     """
     if not path.is_file():
@@ -160,11 +187,11 @@ def read_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tuple[s
                 for number, line in read_lines(path):
                     yield f"{path.name}:{number}", parse_object(line)
             case ".parquet":
-                yield from _parquet_rows(path, columns, stems)
+                yield from _parquet_rows(path, columns, known)
             case ".csv":
                 with path.open(encoding="utf-8-sig", newline="") as file:
                     for number, row in enumerate(csv.DictReader(file), start=2):
-                        yield f"{path.name}:{number}", {key: value for key, value in row.items() if value}
+                        yield f"{path.name}:{number}", _csv_row(row)
             case suffix:
                 raise ConfigError(f"records: expected a .jsonl, .parquet or .csv file, found {suffix or path.name}.")
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
@@ -190,7 +217,16 @@ def parse_object(text: str) -> Row | ImageRejected:
     return row
 
 
-def _parquet_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tuple[str, Row | int]]:
+def _csv_row(row: Mapping[str | None, Any]) -> Row | ImageRejected:
+    """The cells that are not empty."""
+    if None in row:  # a comma that no quotes protect: what stands behind it would be lost
+        return ImageRejected(
+            "record_invalid", "expected as many cells as columns, found more: quote cells with commas."
+        )
+    return {key: value for key, value in row.items() if key is not None and value}
+
+
+def _parquet_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str, Row | int]]:
     with pq.ParquetFile(path) as file:
         present = file.schema_arrow.names
         needed = [name for name in present if name in _top_level(columns)]
@@ -198,7 +234,7 @@ def _parquet_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tup
             raise DataError(f"expected a column that names files (file, id or md5) in {path}, found {present}.")
         first = 0
         for batch in file.iter_batches(8192, columns=needed):
-            mask = _names_a_file(batch, columns, stems)
+            mask = _names_a_file(batch, columns, known)
             numbers = pc.indices_nonzero(mask).to_pylist()
             for number, row in zip(numbers, batch.filter(mask).to_pylist(), strict=True):
                 yield f"{path.name}:{first + number + 1}", row
@@ -207,13 +243,14 @@ def _parquet_rows(path: Path, columns: Columns, stems: Set[str]) -> Iterator[tup
 
 
 def _top_level(columns: Columns) -> set[str]:
-    simple = (columns.file, columns.id, columns.md5, columns.tags, columns.caption)
-    names = (*simple, columns.rating, columns.score, columns.created_at, *columns.categories.values())
+    keys = (columns.file, columns.id, columns.md5, columns.tags, columns.caption, columns.rating, columns.score)
+    facts = (columns.created_at, columns.file_ext, columns.width, columns.height)
+    names = (*keys, *facts, *columns.categories.values())
     return {part for group in names for name in group for part in (name, name.partition(".")[0])}
 
 
-def _names_a_file(batch: pa.RecordBatch, columns: Columns, stems: Set[str]) -> pa.Array:
-    """bool [rows]: the row may belong to a file with one of the stems."""
+def _names_a_file(batch: pa.RecordBatch, columns: Columns, known: Known) -> pa.Array:
+    """bool [rows]: the row may belong to a file that is there."""
     named = np.zeros(len(batch), bool)
     for name in (*columns.file, *columns.id, *columns.md5):
         if name.partition(".")[0] not in batch.schema.names:
@@ -222,9 +259,10 @@ def _names_a_file(batch: pa.RecordBatch, columns: Columns, stems: Set[str]) -> p
         is_key = name not in columns.file and (pa.types.is_integer(column.type) or _is_text(column.type))
         if not is_key:  # a path, or nested: looked at row by row
             return pa.array([True] * len(batch))
-        # Python's set and not Arrow's is_in, which would hash all the stems again for each batch.
         keys = column.cast(pa.string()).to_pylist()
-        named |= [key is not None and (key in stems or key.lower() in stems) for key in keys]
+        named |= known(keys)
+        if _is_text(column.type):
+            named |= known([key and key.lower() for key in keys])
     return pa.array(named)
 
 

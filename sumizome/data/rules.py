@@ -5,11 +5,13 @@ follows from the records of one source alone, not from the order in which files 
 """
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sumizome.data.images import ImageRejected
 from sumizome.data.records import Record
@@ -20,10 +22,11 @@ from sumizome.errors import DataError
 __all__ = [
     "QUALITY",
     "YEAR",
+    "DerivedTags",
     "TagRewriter",
     "check_rating",
     "check_size",
-    "derived_tags",
+    "derive_tags",
     "load_tag_rewriter",
 ]
 
@@ -52,33 +55,59 @@ def check_size(height: int, width: int, rules: PictureRules) -> None:
         raise ImageRejected("below_min_pixels", f"expected at least {rules.min_pixels} px, found {height}×{width}.")
 
 
-def derived_tags(records: Sequence[Record], rules: PictureRules) -> list[list[tuple[str, str]]]:
-    """The (tag, category) pairs that each record adds.
+@dataclass(frozen=True, eq=False)
+class DerivedTags:
+    """The tags that rules add to pictures, as columns."""
 
-    A score's percentile is 100·(pictures below + half of those equal) / pictures, among the records of its year (those
+    quality: NDArray[np.int8]
+    """[pictures]: place in `names`"""
+    years: NDArray[np.int16]
+    """[pictures]: 0 = none is added"""
+    names: tuple[str, ...]
+    """"" first"""
+    year: str
+
+    def spread(self, places: NDArray[np.int64], count: int) -> "DerivedTags":
+        """The same of a list of `count` pictures, in which these stand at `places`; the others get none."""
+        quality, years = np.zeros(count, np.int8), np.zeros(count, np.int16)
+        quality[places], years[places] = self.quality, self.years
+        return replace(self, quality=quality, years=years)
+
+    def texts(self, places: NDArray[np.int64]) -> list[str]:
+        """The tags of some pictures, between commas."""
+        pairs = zip(self.quality[places].tolist(), self.years[places].tolist(), strict=True)
+        return [", ".join(filter(None, [self.names[code], self._year_tag(year)])) for code, year in pairs]
+
+    @property
+    def counts(self) -> Counter[tuple[str, str]]:
+        """(tag, category) → pictures that it is added to."""
+        codes, years = (np.unique(each[each != 0], return_counts=True) for each in (self.quality, self.years))
+        found = {(self.names[code], QUALITY): count for code, count in zip(*map(np.ndarray.tolist, codes), strict=True)}
+        found |= {
+            (self._year_tag(year), YEAR): count for year, count in zip(*map(np.ndarray.tolist, years), strict=True)
+        }
+        return Counter({pair: count for pair, count in found.items() if pair[0]})
+
+    def _year_tag(self, year: int) -> str:
+        return self.year.replace("{year}", str(year)) if year else ""
+
+
+def derive_tags(scores: NDArray[np.float64], years: NDArray[np.int16], rules: PictureRules) -> DerivedTags:
+    """The tags of quality and year that pictures get of their scores (NaN = none) and years (0 = none).
+
+    A score's percentile is 100·(pictures below + half of those equal) / pictures, among the pictures of its year (those
     without a year among themselves); so equal scores get equal tags, and a year of one picture lies at 50.
     """
-    quality = _quality_tags(records, rules.thresholds()) if rules.quality else [""] * len(records)
-    years = [rules.year.replace("{year}", str(each.year)) if rules.year and each.year else "" for each in records]
-    pairs = zip(quality, years, strict=True)
-    return [[(tag, kind) for tag, kind in ((good, QUALITY), (year, YEAR)) if tag] for good, year in pairs]
-
-
-def _quality_tags(records: Sequence[Record], thresholds: Sequence[tuple[float, str]]) -> list[str]:
+    thresholds = rules.thresholds()
     bounds = np.array([bound for bound, _ in thresholds])
-    names = ["", *(normalise_tag(tag) for _, tag in thresholds)]
-    scored = np.array([row for row, record in enumerate(records) if record.score is not None], np.int64)
-    scores = np.array([records[row].score for row in scored.tolist()], np.float64)
-    years = np.array([records[row].year or 0 for row in scored.tolist()], np.int64)
-    tags = [""] * len(records)
-    for year in np.unique(years):
-        mine = np.flatnonzero(years == year)
+    quality = np.zeros(len(scores), np.int8)
+    for year in np.unique(years) if thresholds else ():
+        mine = np.flatnonzero((years == year) & ~np.isnan(scores))
         ordered = np.sort(scores[mine])
         below, through = (np.searchsorted(ordered, scores[mine], side) for side in ("left", "right"))
-        percentile = 50.0 * (below + through) / len(mine)
-        for row, place in zip(scored[mine].tolist(), np.searchsorted(bounds, percentile, "right"), strict=True):
-            tags[row] = names[place]
-    return tags
+        quality[mine] = np.searchsorted(bounds, 50.0 * (below + through) / max(len(mine), 1), "right")
+    names = ("", *(normalise_tag(tag) for _, tag in thresholds))
+    return DerivedTags(quality, years if rules.year else np.zeros_like(years), names, rules.year)
 
 
 # --- one spelling for each tag, and what a tag implies ----------------------------------------------------------------

@@ -15,9 +15,10 @@ __all__ = ["MAX_REPEATS", "Columns", "DuplicateConfig", "PictureRules", "SourceC
 MAX_REPEATS = 1000
 """`1999_name` is a name, not a repeat count: years and serial numbers begin folder names, too"""
 
-SourceKind: TypeAlias = Literal["folder", "booru", "gallery-dl", "kohya"]
+SourceKind: TypeAlias = Literal["folder", "booru", "gallery-dl", "kohya", "imagefolder", "webdataset"]
 """`folder`: captions beside pictures. `booru`: a table of records. `gallery-dl`: `name.ext.json` beside each picture.
-`kohya`: one JSON object, picture → tags and caption"""
+`kohya`: one JSON object, picture → tags and caption. `imagefolder`: Hugging Face's metadata.jsonl, .csv or .parquet.
+`webdataset`: tars of pictures, each with .txt, .caption, .tags or .json of the same name, or with a table of records"""
 
 _CATEGORIES = {
     # In the order in which a record's tags stand in the manifest; booru dumps, gallery-dl's two spellings, e621.
@@ -52,6 +53,11 @@ class Columns:
     score: tuple[str, ...] = ("score.total", "score")
     created_at: tuple[str, ...] = ("created_at", "date")
     """a date in nearly any form, or seconds since 1970; only its year is used"""
+    file_ext: tuple[str, ...] = ("file_ext", "extension", "file.ext")
+    """suffix of the picture's file, which is compared with what the file holds"""
+    width: tuple[str, ...] = ("image_width", "width", "file.width")
+    """px, compared with the picture's, either way up"""
+    height: tuple[str, ...] = ("image_height", "height", "file.height")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class PictureRules:
     """px that the shorter side must have; 0 = any (16 is always asked for)"""
     min_pixels: int = 0
     """height × width that a picture must have; 0 = any"""
+    mismatch: Literal["report", "reject"] = "report"
+    """a picture of another size or format than its record says, such as a thumbnail: kept and listed, or left out"""
 
     def __post_init__(self) -> None:
         self.thresholds()
@@ -104,19 +112,22 @@ class SourceConfig:
     """A folder of pictures and what is known of them."""
 
     folder: Path
-    """the folder of the pictures; only read"""
+    """the folder of the pictures or tars, or one tar; only read"""
     kind: SourceKind = "folder"
     """`folder`: captions beside pictures; `booru`: a dump of records; `gallery-dl`: name.ext.json beside each picture;
-    `kohya`: its metadata JSON"""
+    `kohya`: its metadata JSON; `imagefolder`: metadata.jsonl, .csv or .parquet; `webdataset`: tars"""
     records: Path | None = None
-    """the dump (.jsonl, .parquet, .csv) of a `booru` source, the JSON of a `kohya` one"""
+    """the dump (.jsonl, .parquet, .csv) of a `booru` source, and of a `webdataset` one if it has one; the JSON of a
+    `kohya` one"""
     repeats: int = 1
     """times that an epoch shows the source's pictures; multiplies what folders like 10_name ask for"""
+    damaged_tars: Literal["stop", "reject"] = "stop"
+    """a tar that is truncated or damaged: stop, naming it, or leave out all of its pictures and go on"""
     rules: PictureRules = field(default_factory=PictureRules)
     columns: Columns = field(default_factory=Columns)
 
     def __post_init__(self) -> None:
-        if (self.records is not None) != (self.kind in ("booru", "kohya")):
+        if self.kind != "webdataset" and (self.records is not None) != (self.kind in ("booru", "kohya")):
             expected = "records, a file" if self.records is None else "no records"
             raise ConfigError(f"{self.folder}: expected {expected} for a source of kind {self.kind!r}.")
         if self.kind == "folder" and self.rules.needs_records:

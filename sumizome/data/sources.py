@@ -1,38 +1,40 @@
 """What a source holds: which files are pictures, where each one's caption or record stands, how often it repeats.
 
-Owns the folder conventions (same-stem `.txt` / `.caption`, kohya's `N_name/` repeats, `metadata.jsonl`) and what is
-refused by name or record alone; opens no picture. Records of dumps are `matching`'s, what they lead to is `rules`'.
-Invariant: a scan follows from the names and the metadata files, not from the order in which the disk lists them, and
-every picture in it is either a task or a reject. Names are untrusted: they never lead out of the folder, and are
-printed escaped.
+Owns the kinds of source and what is refused by name or record alone; opens no picture. What lies in a folder is
+`listing`'s, in a tar `tar_source`'s; records are `matching`'s, what they lead to is `rules`'. Invariant: a scan follows
+from the names and the metadata, not from the order in which the disk lists them; every picture in it is either a task
+or a reject; and it holds columns, of which a window at a time becomes `ImageTask`s.
 """
 
-import json
-import os
+import hashlib
 import posixpath
 import re
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sumizome.data.byte_range import ByteRange
 from sumizome.data.images import ImageRejected
-from sumizome.data.matching import SIDECAR_SUFFIX, Matches, match_records
-from sumizome.data.records import Record, read_lines
-from sumizome.data.rules import check_rating, derived_tags
-from sumizome.data.source_config import MAX_REPEATS, PictureRules, SourceConfig
+from sumizome.data.listing import CAPTION_SUFFIXES, Listing, check_link, list_folder, printable
+from sumizome.data.matching import SIDECAR_SUFFIX, Matches, match_kohya, match_objects, match_table
+from sumizome.data.metadata_files import match_metadata
+from sumizome.data.picture_list import BLOCK, Picture, PictureList, stem
+from sumizome.data.rules import DerivedTags, derive_tags
+from sumizome.data.source_config import MAX_REPEATS, SourceConfig
+from sumizome.data.tar_source import list_tars
 
-__all__ = ["ImageTask", "Reject", "SourceScan", "printable", "scan_source"]
+__all__ = ["Claims", "Entry", "ImageTask", "Reject", "SourceScan", "printable", "scan_source"]
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-OTHER_IMAGE_SUFFIXES = frozenset(
-    {".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".psd", ".tga", ".tif", ".tiff"}
-)
-"""pictures that are reported rather than passed over in silence"""
-CAPTION_SUFFIXES = (".txt", ".caption")
-"""the first that exists is read"""
-METADATA_NAME = "metadata.jsonl"
+MAX_CAPTION_BYTES = 2**20
+WINDOW = 16_384
+"""pictures that are objects at a time, of some 5 KB each; some minutes of decoding"""
 
 
 class Reject(NamedTuple):
@@ -40,13 +42,15 @@ class Reject(NamedTuple):
 
     source: int
     path: str
-    """posix, relative to its source, printable; a line of metadata as `metadata.jsonl:12`"""
+    """posix, relative to its source, printable; a member of a tar as `a.tar/member`, a line of metadata as
+    `metadata.jsonl:12`"""
     reason: str
     """One short word. Those of `ImageRejected`; by name `bad_path`, `link_outside`, `linked_folder`, `zero_repeats`,
-    `caption_without_image`, `metadata_invalid`, `metadata_outside`, `metadata_without_image`, `metadata_twice`; by
+    `caption_without_image`, `metadata_invalid`, `metadata_outside`, `metadata_without_image`, `metadata_twice`,
+    `archive`, `tar_damaged`, `tar_member_kind`, `tar_member_outside`, `tar_member_twice`, `second_picture`; by
     record `record_missing`, `record_invalid`, `record_twice`, `rating_missing`, `rating_excluded`; by content
     `caption_unreadable`, `caption_too_large`, `caption_not_utf8`, `caption_invalid`, `decoder_died`, `md5_mismatch`,
-    `below_min_side`, `below_min_pixels`, `duplicate`, `near_duplicate`"""
+    `below_min_side`, `below_min_pixels`, `record_mismatch`, `duplicate`, `near_duplicate`"""
     sentence: str
 
 
@@ -61,21 +65,50 @@ class ImageTask(NamedTuple):
     text: str | None
     md5: str | None = None
     """of the file, as its record has it"""
+    archive: str | None = None
+    """the tar that it is a member of, relative to `root`; "" = `root` itself"""
+    offset: int | None = None
+    """of its bytes in the tar"""
+    size: int = -1
+
+    @property
+    def file(self) -> Path | ByteRange:
+        """Where its bytes are."""
+        if self.archive is None or self.offset is None:
+            return Path(self.root, self.path)
+        member = self.path.removeprefix(f"{self.archive}/")
+        return ByteRange(Path(self.root, self.archive), self.offset, self.size, member)
+
+
+class Claims(NamedTuple):
+    """What a record says of its picture; 0 and "" = nothing."""
+
+    height: int = 0
+    width: int = 0
+    file_ext: str = ""
+
+
+class Entry(NamedTuple):
+    """A task, and what is needed to judge its outcome."""
+
+    task: ImageTask
+    stamp: bytes | None
+    """16 bytes that stand for this state of the picture's file; None where the system told no size or time, or where it
+    may change yet"""
+    claims: Claims
+    fault: tuple[str, str] | None = None
+    """(reason, sentence) if its caption cannot be read"""
 
 
 @dataclass
 class SourceScan:
-    """What one source holds; tasks in the order of their paths."""
+    """What one source holds; pictures in the order of their paths."""
 
     source: int
     root: Path
-    files: set[str] = field(default_factory=set)
-    """relative posix paths"""
-    links: set[str] = field(default_factory=set)
-    """those of `files` that are symbolic links"""
-    texts: dict[str, str] = field(default_factory=dict)
-    """picture → caption, of metadata"""
-    tasks: list[ImageTask] = field(default_factory=list)
+    pictures: PictureList = field(default_factory=PictureList)
+    places: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """the pictures that are to be decoded"""
     rejects: list[Reject] = field(default_factory=list)
     captions_doubled: int = 0
     """pictures with more than one caption"""
@@ -87,210 +120,282 @@ class SourceScan:
     """records of pictures that are not there"""
     categories: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(tag, category) → records that say so"""
+    appended: bool = False
+    factor: int = 1
+    """of every picture's repeats"""
+    records: "_Records | None" = None
 
     def reject(self, path: str, reason: str, sentence: str) -> None:
         self.rejects.append(Reject(self.source, printable(path), reason, printable(sentence)))
 
+    def __len__(self) -> int:
+        return len(self.places)
 
-def scan_source(source: int, config: SourceConfig) -> SourceScan:
+    def entries(self) -> Iterator[list[Entry]]:
+        """The pictures to decode, `WINDOW` at a time."""
+        for start in range(0, len(self.places), WINDOW):
+            places = self.places[start : start + WINDOW]
+            records = self.records.rows(places) if self.records else None
+            pictures = self.pictures.rows(places)
+            yield [self._entry(picture, records[at] if records else _NO_RECORD) for at, picture in enumerate(pictures)]
+
+    def _entry(self, picture: Picture, record: "_RecordRow") -> Entry:
+        repeats, text = picture.repeats * self.factor, _joined(record.text, record.derived)
+        task = ImageTask(self.source, str(self.root), picture.path, repeats, None, text, record.md5)
+        if picture.archive >= 0:
+            archive = self.pictures.archives[picture.archive]
+            task = task._replace(archive=archive, offset=picture.offset, size=picture.size)
+        elif picture.sidecar and not self.appended:
+            task = task._replace(sidecar=stem(picture.path) + picture.sidecar)
+        stamp = _stamp(self.root, picture)
+        if picture.text[0] < 0:
+            return Entry(task, stamp, record.claims)
+        try:
+            caption = self._read_text(task, picture)  # goes before a text in the record, as elsewhere
+        except ImageRejected as error:
+            return Entry(task, stamp, record.claims, (error.reason, str(error)))
+        return Entry(task._replace(text=_joined(caption, record.derived)), stamp, record.claims)
+
+    def _read_text(self, task: ImageTask, picture: Picture) -> str:
+        """The caption of a member of a tar."""
+        offset, size = picture.text
+        if size > MAX_CAPTION_BYTES:
+            raise ImageRejected("caption_too_large", f"expected at most 1 MB of caption, found {size} bytes.")
+        try:
+            return ByteRange(self.root / (task.archive or ""), offset, size, "caption").read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ImageRejected("caption_not_utf8", f"expected a caption in UTF-8, found {error}.") from error
+        except OSError as error:
+            raise ImageRejected("caption_unreadable", f"cannot read the caption: {error.strerror}.") from error
+
+
+_SETTLED_NS = 2 * 10**9
+"""a file changed just now may change again within one tick of its file system's clock"""
+
+
+def _joined(text: str | None, derived: str) -> str | None:
+    return ", ".join(filter(None, [text, derived])) if text is not None or derived else None
+
+
+def _stamp(root: Path, picture: Picture) -> bytes | None:
+    if min(picture.size, picture.mtime_ns) < 0 or picture.mtime_ns > time.time_ns() - _SETTLED_NS:
+        return None
+    told = f"{root}\0{picture.path}\0{picture.size}\0{picture.mtime_ns}\0{picture.offset}"
+    return hashlib.blake2b(told.encode(), digest_size=16).digest()
+
+
+def scan_source(source: int, config: SourceConfig, workers: int = 1) -> SourceScan:
     """The pictures of a source (its folder absolute, resolved), which gets the index `source`.
 
-    Raises: ConfigError, DataError: records that are not there or cannot be read.
+    Raises: ConfigError, DataError: records or tars that are not there, or cannot be read whole.
     """
-    scan = SourceScan(source, config.folder)
-    _list_files(scan)
+    scan = SourceScan(source, config.folder, factor=config.repeats, appended=config.kind == "gallery-dl")
+    listing = _list(scan, config)
+    scan.pictures = listing.pictures
+    scan.pictures.close()
+    scan.places = np.arange(len(scan.pictures))
+    _set_repeats(scan)
     if config.kind == "folder":
-        _scan_folder(scan)
+        _take_metadata(scan, listing, config)
     else:
-        _scan_records(scan, config)
-    if config.repeats > 1:
-        scan.tasks = [task._replace(repeats=task.repeats * config.repeats) for task in scan.tasks]
+        _take_records(scan, listing, config, workers)
     return scan
 
 
-def _scan_folder(scan: SourceScan) -> None:
-    _read_metadata(scan)
-    pictured = {_stem(path) for path in scan.files if _suffix(path) in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES}
-    for path in sorted(scan.files):
-        suffix = _suffix(path)
-        if suffix in IMAGE_SUFFIXES:
-            try:
-                scan.tasks.append(_build_task(scan, path))
-            except ImageRejected as error:
-                scan.reject(path, error.reason, str(error))
-        elif suffix in OTHER_IMAGE_SUFFIXES:
-            scan.reject(path, "format_not_supported", f"expected PNG, JPEG or WebP, found {suffix}: convert it.")
-        elif suffix in CAPTION_SUFFIXES and _stem(path) not in pictured:
-            scan.reject(path, "caption_without_image", "expected a picture of the same name beside this caption.")
-        elif suffix not in CAPTION_SUFFIXES and posixpath.basename(path) != METADATA_NAME:
-            scan.files_ignored += 1
+def _list(scan: SourceScan, config: SourceConfig) -> Listing:
+    if scan.root.is_file():  # one tar
+        listing = Listing(tars=[""])
+    else:
+        suffixes = {"folder": CAPTION_SUFFIXES, "gallery-dl": (SIDECAR_SUFFIX,)}.get(config.kind, ())
+        listing = list_folder(scan.root, scan.reject, suffixes, appended=scan.appended)
+    scan.captions_doubled = len(listing.doubled)
+    scan.files_ignored = listing.others
+    reads_metadata = config.kind in ("folder", "imagefolder")
+    if not reads_metadata:
+        scan.files_ignored += len(listing.metadata)
+    if config.records is not None and config.records.is_relative_to(scan.root) and config.records.is_file():
+        scan.files_ignored -= 1
+    if config.kind == "webdataset":
+        _list_tars(scan, listing, config)
+    else:
+        for tar in (*listing.tars, *listing.packed):
+            scan.reject(tar, "archive", "expected pictures, found an archive; tars are read with --kind webdataset.")
+    return listing
 
 
-def _scan_records(scan: SourceScan, config: SourceConfig) -> None:
+def _list_tars(scan: SourceScan, listing: Listing, config: SourceConfig) -> None:
+    for packed in listing.packed:
+        scan.reject(packed, "archive", "expected an uncompressed tar, found another archive: unpack it to a .tar.")
+    loose, listing.pictures = listing.pictures, PictureList()
+    loose.close()
+    for path in loose.paths.to_pylist():
+        scan.reject(path, "not_in_tar", "expected pictures in tars; give its folder as a source of its own.")
+    others = list_tars(scan.root, listing.tars, listing.pictures, scan.reject, config.damaged_tars)
+    scan.files_ignored += others
+
+
+def _take_metadata(scan: SourceScan, listing: Listing, config: SourceConfig) -> None:
+    """Captions of metadata files, for pictures of a folder."""
+    matches = Matches(len(scan.pictures), config.rules)
+    metadata = _sound_links(scan, listing.metadata)
+    match_metadata(matches, scan.pictures, scan.root, metadata, config.columns, texts=True)
+    for where, reason, sentence in matches.rejects:
+        scan.reject(where, reason, sentence)
+    both = (matches.place >= 0) & (scan.pictures.columns["sidecar"] > 0)
+    doubled = set(listing.doubled)
+    also = [path for path in scan.pictures.paths.take(pa.array(np.flatnonzero(both))).to_pylist() if path in doubled]
+    scan.captions_doubled += int(both.sum()) - len(also)
+    if metadata:
+        scan.categories = matches.categories
+        scan.records = _Records(matches, None)
+
+
+def _take_records(scan: SourceScan, listing: Listing, config: SourceConfig, workers: int) -> None:
     """Every picture has a record that is wanted, or is a reject; caption files are not looked at."""
-    pictures = sorted(path for path in scan.files if _suffix(path) in IMAGE_SUFFIXES)
-    matches = match_records(
-        config.kind,
-        pictures,
-        scan.files,
-        root=scan.root,
-        table=config.records,
-        columns=config.columns,
-        check=lambda path: _check_link(scan, path),
-    )
+    matches = Matches(len(scan.pictures), config.rules)
+    required = True
+    if config.kind == "gallery-dl":
+        match_objects(matches, _sidecar_objects(scan), config.columns, workers)
+    elif config.kind == "kohya":
+        match_kohya(matches, scan.pictures, scan.root, _records_of(config), config.columns)
+    elif config.kind == "imagefolder":
+        metadata = _sound_links(scan, listing.metadata)
+        match_metadata(matches, scan.pictures, scan.root, metadata, config.columns, texts=False)
+    elif config.records is not None:
+        match_table(matches, scan.pictures, config.records, config.columns)
+    else:
+        match_objects(matches, _member_objects(scan), config.columns, workers)
+        required = config.rules.needs_records
+    if config.records is not None and config.kind == "webdataset":  # captions of a table go instead of those in tars
+        scan.pictures.columns["text_at"][:] = -1
     scan.records_unused = matches.unused
-    for where, error in matches.rejects:
-        scan.reject(where, error.reason, str(error))
-    wanted: list[tuple[ImageTask, Record]] = []
-    for path in pictures:
+    for where, reason, sentence in matches.rejects:
+        scan.reject(where, reason, sentence)
+    _reject_unmatched(scan, matches, required)
+    chosen = scan.places[matches.place[scan.places] >= 0]
+    derived = derive_tags(
+        np.array(matches.scores, np.float64)[matches.place[chosen]],
+        np.array(matches.years, np.int16)[matches.place[chosen]],
+        config.rules,
+    )
+    scan.categories = matches.categories + derived.counts
+    scan.records = _Records(matches, derived.spread(chosen, len(scan.pictures)))
+
+
+def _records_of(config: SourceConfig) -> Path:
+    assert config.records is not None  # SourceConfig has seen to it
+    return config.records
+
+
+def _reject_unmatched(scan: SourceScan, matches: Matches, required: bool) -> None:
+    stays = []
+    for place in scan.places.tolist():
+        if place in matches.failed:
+            scan.reject(scan.pictures.path(place), *matches.failed[place])
+        elif required and matches.place[place] < 0:
+            scan.reject(scan.pictures.path(place), "record_missing", "expected a record of this picture, found none.")
+        else:
+            stays.append(place)
+    scan.places = np.array(stays, np.int64)
+
+
+def _sidecar_objects(scan: SourceScan) -> Iterator[tuple[int, Path | ByteRange, str]]:
+    places = np.flatnonzero(scan.pictures.columns["sidecar"] > 0)
+    for start in range(0, len(places), BLOCK):
+        window = places[start : start + BLOCK]
+        for place, picture in zip(window.tolist(), scan.pictures.rows(window), strict=True):
+            sidecar = picture.path + picture.sidecar
+            yield place, scan.root / sidecar, sidecar
+
+
+def _member_objects(scan: SourceScan) -> Iterator[tuple[int, Path | ByteRange, str]]:
+    places = np.flatnonzero(scan.pictures.columns["record_at"] >= 0)
+    for start in range(0, len(places), BLOCK):
+        window = places[start : start + BLOCK]
+        for place, picture in zip(window.tolist(), scan.pictures.rows(window), strict=True):
+            tar = scan.root / scan.pictures.archives[picture.archive]
+            yield place, ByteRange(tar, *picture.record, "record"), f"{picture.path}: its .json"
+
+
+def _sound_links(scan: SourceScan, metadata: list[str]) -> list[str]:
+    """Those of the metadata files that are files of this source."""
+    found = []
+    for path in sorted(metadata):
         try:
-            record = _usable_record(path, matches, config.rules)
-            wanted.append((_build_task(scan, path, captions=False), record))
+            if (scan.root / path).is_symlink():
+                check_link(scan.root, path)
+            if not (scan.root / path).is_file():
+                raise ImageRejected("metadata_invalid", "expected a regular file, found something else.")
+            found.append(path)
         except ImageRejected as error:
             scan.reject(path, error.reason, str(error))
-    scan.tasks = _record_tasks(scan, wanted, config.rules)
-    for path in sorted(scan.files.difference(pictures)):
-        if _suffix(path) in OTHER_IMAGE_SUFFIXES:
-            scan.reject(path, "format_not_supported", f"expected PNG, JPEG or WebP, found {_suffix(path)}: convert it.")
-        elif path.removesuffix(SIDECAR_SUFFIX) not in matches.records and scan.root / path != config.records:
-            scan.files_ignored += 1
+    return found
 
 
-def _usable_record(path: str, matches: Matches, rules: PictureRules) -> Record:
-    if path in matches.failed:
-        raise matches.failed[path]
-    if path not in matches.records:
-        raise ImageRejected("record_missing", "expected a record of this picture, found none.")
-    check_rating(matches.records[path], rules)
-    return matches.records[path]
+# --- records of a window ----------------------------------------------------------------------------------------------
 
 
-def _record_tasks(scan: SourceScan, wanted: Sequence[tuple[ImageTask, Record]], rules: PictureRules) -> list[ImageTask]:
-    """The tasks with their records' tags and those that rules add; counts the categories."""
-    tasks = []
-    added = derived_tags([record for _, record in wanted], rules)
-    for (task, record), more in zip(wanted, added, strict=True):
-        scan.categories.update((*record.categories, *more))
-        text = ", ".join(filter(None, [record.text, *(tag for tag, _ in more)]))
-        tasks.append(task._replace(text=text, md5=record.md5))
-    return tasks
+class _RecordRow(NamedTuple):
+    text: str | None = None
+    derived: str = ""
+    """tags that rules add"""
+    md5: str | None = None
+    claims: Claims = Claims()
 
 
-def _list_files(scan: SourceScan) -> None:
-    """Folders behind links are reported, not entered: what lies there is not this source's, or is in it already."""
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = list(os.scandir(scan.root / folder))
-        except OSError as error:
-            scan.reject(folder or ".", "unreadable", f"cannot list this folder: {error.strerror}.")
-            continue
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(path)
-            elif entry.is_symlink() and os.path.isdir(entry):  # noqa: PTH112 — False, not an error, for a link in circles
-                scan.reject(path, "linked_folder", "folders behind symbolic links are not entered.")
-            else:
-                scan.files.add(path)
-                if entry.is_symlink():
-                    scan.links.add(path)
+_NO_RECORD = _RecordRow()
 
 
-def _build_task(scan: SourceScan, path: str, *, captions: bool = True) -> ImageTask:
-    if path != printable(path) or "\\" in path:
-        raise ImageRejected(
-            "bad_path", "expected a name in UTF-8 without control characters or backslashes: rename it."
+class _Records:
+    """The columns of `Matches`, read a window at a time."""
+
+    def __init__(self, matches: Matches, derived: DerivedTags | None) -> None:
+        self._place, self._derived = matches.place, derived
+        self._texts, self._md5s, self._exts = (
+            each.close() for each in (matches.texts, matches.md5s, matches.file_exts)
         )
-    suffixes = CAPTION_SUFFIXES if captions else ()
-    sidecars = [caption for suffix in suffixes if (caption := _stem(path) + suffix) in scan.files]
-    for used in (path, *sidecars[:1]):
-        _check_link(scan, used)
-    repeats = _repeats(path, scan.repeats)
-    if repeats == 0:
-        raise ImageRejected("zero_repeats", "the folder's name asks for 0 repeats.")
-    text = scan.texts.get(path)
-    scan.captions_doubled += len(sidecars) + (text is not None) > 1
-    return ImageTask(scan.source, str(scan.root), path, repeats, sidecars[0] if sidecars else None, text)
+        self._heights, self._widths = (np.array(each, np.int32) for each in (matches.heights, matches.widths))
+
+    def rows(self, pictures: NDArray[np.int64]) -> list[_RecordRow]:
+        found = [_NO_RECORD] * len(pictures)
+        mine = np.flatnonzero(self._place[pictures] >= 0)
+        rows = self._place[pictures[mine]]
+        texts, md5s, exts = (each.take(pa.array(rows)).to_pylist() for each in (self._texts, self._md5s, self._exts))
+        claims = zip(self._heights[rows].tolist(), self._widths[rows].tolist(), exts, strict=True)
+        derived = self._derived.texts(pictures[mine]) if self._derived else [""] * len(mine)
+        for at, text, more, md5, claim in zip(mine.tolist(), texts, derived, md5s, claims, strict=True):
+            found[at] = _RecordRow(text, more, md5, Claims(*claim))
+        return found
 
 
-def _check_link(scan: SourceScan, path: str) -> None:
-    """A link may lead to a file within its source only: captions end up in models and reports."""
-    if path not in scan.links:
-        return
-    target = os.path.realpath(scan.root / path)  # Path.resolve() raises for a link in circles
-    if not Path(target).is_relative_to(scan.root):
-        raise ImageRejected("link_outside", f"expected a file of this folder, found a link out of it: {path}.")
-
+# --- repeats ----------------------------------------------------------------------------------------------------------
 
 _REPEATS = re.compile(r"(\d{1,4})_.+")
 
 
-def _repeats(path: str, seen: dict[str, int]) -> int:
-    """The repeats that the nearest `N_name` folder below the source asks for; without one, 1."""
-    folder = posixpath.dirname(path)
+def _set_repeats(scan: SourceScan) -> None:
+    """The repeats that the nearest `N_name` folder below the source asks for; without one, 1. With 0, a reject."""
+    column = scan.pictures.columns["repeats"]
+    folders: dict[str, tuple[str, int]] = {}
+    for start in range(0, len(scan.pictures), BLOCK):
+        for place, path in enumerate(scan.pictures.paths.slice(start, BLOCK).to_pylist(), start):
+            folder = posixpath.dirname(path)
+            if folder not in folders:
+                folders[folder] = _repeats(folder)
+            named, repeats = folders[folder]
+            if named:
+                scan.repeats[named] = column[place] = repeats
+    stays = column > 0
+    for place in np.flatnonzero(~stays).tolist():
+        scan.reject(scan.pictures.path(place), "zero_repeats", "the folder's name asks for 0 repeats.")
+    scan.places = scan.places[stays]
+
+
+def _repeats(folder: str) -> tuple[str, int]:
+    """(the folder that asks, its repeats)."""
     while folder:
         match = _REPEATS.fullmatch(posixpath.basename(folder))
         if match and int(match[1]) <= MAX_REPEATS:
-            return seen.setdefault(folder, int(match[1]))
+            return folder, int(match[1])
         folder = posixpath.dirname(folder)
-    return 1
-
-
-def _stem(path: str) -> str:
-    return posixpath.splitext(path)[0]
-
-
-def _suffix(path: str) -> str:
-    return posixpath.splitext(path)[1].lower()
-
-
-def printable(text: str) -> str:
-    """The text with control characters, marks of direction and undecodable bytes escaped, for reports and terminals."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-# --- metadata.jsonl: one JSON object a line, `file_name` relative to the folder that the file is in, and `text` -------
-
-
-def _read_metadata(scan: SourceScan) -> None:
-    for metadata in sorted(path for path in scan.files if posixpath.basename(path) == METADATA_NAME):
-        try:
-            _check_link(scan, metadata)
-            if not (scan.root / metadata).is_file():
-                raise ImageRejected("metadata_invalid", "expected a regular file, found something else.")
-            for number, line in read_lines(scan.root / metadata):
-                _read_line(scan, metadata, number, line)
-        except ImageRejected as error:
-            scan.reject(metadata, error.reason, str(error))
-        except (OSError, UnicodeDecodeError) as error:
-            scan.reject(metadata, "metadata_invalid", f"expected a readable file in UTF-8: {error}.")
-
-
-def _read_line(scan: SourceScan, metadata: str, number: int, line: str) -> None:
-    try:
-        name, text = _parse_line(line)
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(metadata), name))
-        if path.startswith(("/", "../")):
-            raise ImageRejected("metadata_outside", f"expected a file_name in its folder, found {name[:200]!r}.")
-        if path not in scan.files or _suffix(path) not in IMAGE_SUFFIXES:
-            raise ImageRejected("metadata_without_image", f"expected a picture at {name[:200]!r}, found none.")
-        if path in scan.texts:
-            raise ImageRejected("metadata_twice", f"expected one line for {path}, found a second: the first is used.")
-        scan.texts[path] = text
-    except ImageRejected as error:
-        scan.reject(f"{metadata}:{number}", error.reason, str(error))
-
-
-def _parse_line(line: str) -> tuple[str, str]:
-    try:
-        record = json.loads(line)
-        name, text = record["file_name"], record["text"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ImageRejected("metadata_invalid", "expected JSON with file_name and text, found another line.") from error
-    if not isinstance(name, str) or not isinstance(text, str):
-        raise ImageRejected("metadata_invalid", "expected file_name and text as strings.")
-    return name, text
+    return "", 1

@@ -7,6 +7,7 @@ Plain and dictionary-encoded strings give the same.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +26,12 @@ class CodedTags:
 
     vocabulary: pa.Array
     """each tag once, string, in the order of first appearance"""
-    lengths: tuple[NDArray[np.int64], ...]
+    lengths: tuple[NDArray[np.integer[Any]], ...]
     """number of tags of each picture, batch by batch"""
-    codes: tuple[NDArray[np.int32], ...]
+    codes: tuple[NDArray[np.integer[Any]], ...]
     """indices into the vocabulary of all tags of a batch, one picture after another"""
 
-    def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+    def batches(self) -> Iterator[tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]]:
         """(number of tags of each picture, all their indices into the vocabulary), some pictures at a time."""
         return zip(self.lengths, self.codes, strict=True)
 

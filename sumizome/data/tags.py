@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ __all__ = [
     "TagWeightConfig",
     "Weighed",
     "load_tag_categories",
+    "loss_weights",
     "normalise_tag",
     "parse_tags",
     "tag_counts",
@@ -185,13 +186,25 @@ def tag_loss_weights(
     `table` needs `tags` and `repeats`. `given` has the weights of tags in place of the formula; others weigh 1 then.
     Source: report §4.3.
     """
-    repeats = table["repeats"].to_numpy().astype(np.float64)
-    if (config.strength == 0 and given is None) or not len(table):
+    if config.strength == 0 and given is None:
         return np.ones(len(table))
-    coded = code_tags(table["tags"])
+    return loss_weights(code_tags(table["tags"]), table["repeats"].to_numpy(), config, categories, given)
+
+
+def loss_weights(
+    coded: CodedTags,
+    repeats: NDArray[np.integer[Any]],
+    config: TagWeightConfig,
+    categories: Mapping[str, str] | None = None,
+    given: Mapping[str, float] | None = None,
+) -> Weights:
+    """`tag_loss_weights` of tags that are numbers already. Rows without repeats count for nothing, but have one."""
+    if (config.strength == 0 and given is None) or not len(repeats):
+        return np.ones(len(repeats))
+    shown = repeats.astype(np.float64)
     names, category = _categorise(coded.vocabulary, categories or {})
-    tag_weight = _weigh_tags(coded, repeats, category, len(names), config, given)
-    return _image_weights(coded, tag_weight, category, len(names), repeats, config)
+    tag_weight = _weigh_tags(coded, shown, category, len(names), config, given)
+    return _image_weights(coded, tag_weight, category, len(names), shown, config)
 
 
 def _weigh_tags(

@@ -26,7 +26,7 @@ from sumizome.data.sources import ImageTask
 from sumizome.data.tags import ParsedTags, parse_tags
 from sumizome.errors import DataError
 
-__all__ = ["Facts", "Look", "Outcome", "inspect_all"]
+__all__ = ["Facts", "Look", "Outcome", "inspect_all", "read_tags"]
 
 MAX_CAPTION_BYTES = 2**20
 MAX_CPU_SECONDS = 20
@@ -74,8 +74,8 @@ Outcome: TypeAlias = Facts | tuple[str, str]
 def _inspect(task: ImageTask, look: Look) -> Outcome:
     """Decodes one picture and reads its caption. Runs in the workers."""
     try:
-        tags = _read_tags(task)
-        decoded = read_image(Path(task.root, task.path), look.background, md5=task.md5)
+        tags = read_tags(task)
+        decoded = read_image(task.file, look.background, md5=task.md5)
         seen = perceptual_hash(decoded.image) if look.hashed else FLAT
         thumbnail = _thumbnail(decoded.image, look.thumbnail) if look.thumbnail else b""
     except ImageRejected as error:
@@ -94,7 +94,11 @@ def _thumbnail(picture: Image.Image, side: int) -> bytes:
     return file.getvalue()
 
 
-def _read_tags(task: ImageTask) -> ParsedTags:
+def read_tags(task: ImageTask) -> ParsedTags:
+    """The tags of the picture's caption.
+
+    Raises: ImageRejected.
+    """
     text = task.text or ""
     if task.sidecar is not None:
         text = _read_caption(Path(task.root, task.sidecar))

@@ -18,7 +18,6 @@ from sumizome.shapes import Latents, PerSample
 __all__ = [
     "PredictionType",
     "check_prediction_type",
-    "convert_output",
     "denoised_at_rates",
     "denoised_from_output",
     "output_from_denoised",
@@ -90,18 +89,6 @@ def output_from_denoised(
             return denoised
         case _:
             assert_never(prediction_type)
-
-
-def convert_output(
-    source: PredictionType,
-    destination: PredictionType,
-    model_output: Latents,
-    noised_latents: Latents,
-    alphas_cumprod: PerSample,
-) -> Latents:
-    """The same prediction, said as `destination` instead of `source`."""
-    denoised = denoised_from_output(source, model_output, noised_latents, alphas_cumprod)
-    return output_from_denoised(destination, denoised, noised_latents, alphas_cumprod)
 
 
 def check_prediction_type(prediction_type: PredictionType, schedule: NoiseSchedule) -> None:

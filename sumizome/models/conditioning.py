@@ -50,7 +50,7 @@ class UNetConditioning:
 
     @staticmethod
     def cat(parts: Sequence["UNetConditioning"]) -> "UNetConditioning":
-        """Batches one after the other; all must have the same number of prompt rows (`tokenize(…, num_chunks=k)`)."""
+        """Batches one after the other; all must have the same number of prompt rows."""
         return UNetConditioning(*map(torch.cat, zip(*(part._tensors() for part in parts), strict=True)))
 
     def _tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,13 +1,13 @@
 """A model as a diffusers folder: what is read from one, and the small files that make one.
 
-Owns the folder's layout, variants and shards, and the scheduler's configuration both ways. Weights are `networks`',
-the commit is `export`'s. Names that a folder's files give are checked before they are followed.
+Owns the configurations that stand in a folder. Which files hold the weights is `folder_files`', what a scheduler's
+configuration means is `scheduler_config`'s; weights are `networks`', the commit is `export`'s.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -22,12 +22,13 @@ from sumizome.diffusion.schedule import (
 )
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config, clip_config
-from sumizome.models.networks import native_name
+from sumizome.models.folder_files import read_index, read_json, weight_files, weights_path
+from sumizome.models.key_map import native_name
+from sumizome.models.scheduler_config import StatedSchedule, read_scheduler_config, table_sigmas
 from sumizome.models.tensor_file import open_tensor_file
-from sumizome.models.tensor_header import refuse_pickle
 from sumizome.models.text_encoding import bpe_vocabulary
 
-__all__ = ["DiffusersFolder", "folder_key", "open_folder", "weights_path", "write_small_files"]
+__all__ = ["DiffusersFolder", "folder_key", "open_folder", "write_small_files"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class DiffusersFolder:
 
     def config(self, name: str) -> Config:
         """The network's config.json. Raises: ModelError if it is missing or has tokens that CLIP does not."""
-        config = _read_json(self.path / name / "config.json", f"SDXL's {name} belongs there")
+        config = read_json(self.path / name / "config.json", f"SDXL's {name} belongs there")
         rows = config.get("vocab_size", 49408)
         if rows != 49408:
             raise ModelError(
@@ -48,92 +49,61 @@ class DiffusersFolder:
 
     def tensors(self, name: str, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """The network's tensors by native names, one at a time."""
-        for file in map(open_tensor_file, _weight_files(weights_path(self.path, name))):
+        for file in map(open_tensor_file, weight_files(weights_path(self.path, name))):
             for key in file.shapes:
-                yield _renamed(native_name(key)), file.read(key)
+                yield native_name(key), file.read(key)
+
+    def reader(self, name: str) -> Callable[[str], Tensor]:
+        """A function from a native name to the network's tensor, read when asked for."""
+        files = [open_tensor_file(file) for file in weight_files(weights_path(self.path, name))]
+        places = {native_name(key): (file, key) for file in files for key in file.shapes}
+
+        def read(native: str) -> Tensor:
+            file, key = places[native]
+            return file.read(key)
+
+        return read
 
     def prediction(self) -> tuple[PredictionType, ScheduleConfig]:
         """What the scheduler's configuration says. Raises: ModelError for a schedule that is not SDXL's kind."""
-        config = _read_json(self.path / "scheduler" / "scheduler_config.json", "it says what the U-Net predicts")
-        stated = config.get("prediction_type", "epsilon")
-        if stated not in ("epsilon", "v_prediction", "sample"):
-            raise ModelError(f"{self.path}: scheduler_config.json has an unknown prediction_type {stated!r}.")
-        kind = config.get("beta_schedule")
-        if kind != "scaled_linear":
-            raise ModelError(f"{self.path}: scheduler_config.json has beta_schedule {kind!r}, expected scaled_linear.")
+        stated = read_scheduler_config(self.path)
         schedule = ScheduleConfig(
-            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
-            beta_start=float(config.get("beta_start", ScheduleConfig.beta_start)),
-            beta_end=float(config.get("beta_end", ScheduleConfig.beta_end)),
-            num_timesteps=int(config.get("num_train_timesteps", ScheduleConfig.num_timesteps)),
+            zero_terminal_snr=stated.zero_terminal_snr,
+            beta_start=stated.beta_start,
+            beta_end=stated.beta_end,
+            num_timesteps=stated.num_timesteps,
         )
-        return stated, schedule
+        _check_trained_betas(self.path, stated, schedule)
+        return stated.prediction_type, schedule
+
+
+_BETAS_TOLERANCE = 0.05
+"""Of sigma. Betas that we write are 1.4 % low where a scheduler does not rescale them; another curve is far off."""
+
+
+def _check_trained_betas(path: Path, stated: StatedSchedule, config: ScheduleConfig) -> None:
+    """Raises: ModelError if the folder's own betas are not those of the schedule that its other numbers give."""
+    if stated.trained_betas is None:
+        return
+    ours = build_noise_schedule(config).sigmas[:-1].tolist()
+    theirs = table_sigmas(stated.trained_betas)
+    if stated.rescales and not stated.betas_reach_zero_snr:
+        ours = build_noise_schedule(replace(config, zero_terminal_snr=False)).sigmas[:-1].tolist()
+    # The last steps of a rescaled table run off to 4096 on one side and to infinity on the other.
+    compared = range(min(len(ours), len(theirs)) * 24 // 25)
+    if len(theirs) != stated.num_timesteps or any(
+        abs(theirs[t] - ours[t]) > _BETAS_TOLERANCE * ours[t] for t in compared
+    ):
+        raise ModelError(
+            f"{path}: scheduler_config.json has trained_betas of another schedule than beta_start {stated.beta_start} "
+            f"and beta_end {stated.beta_end} give, which is not supported. Remove them if they are wrong."
+        )
 
 
 def open_folder(path: Path) -> DiffusersFolder:
     """The folder at `path`. Raises: ModelError if it is no folder of an SDXL pipeline."""
-    kind = str(_read_json(path / "model_index.json", "a diffusers model folder has one").get("_class_name"))
-    if not kind.startswith("StableDiffusionXL"):
-        raise ModelError(f"{path} holds a {kind}, expected a StableDiffusionXLPipeline.")
+    read_index(path)
     return DiffusersFolder(path)
-
-
-def weights_path(folder: Path, name: str) -> Path:
-    """Where a network's full-precision weights stand in a folder."""
-    stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
-    return folder / name / f"{stem}.safetensors"
-
-
-def _weight_files(whole: Path) -> list[Path]:
-    """The safetensors files of a network: the full-precision one, else its shards, else a variant such as fp16."""
-    if whole.exists():
-        return [whole]
-    folder, stem = whole.parent, whole.stem
-    for index in [folder / f"{stem}.safetensors.index.json", *sorted(folder.glob(f"{stem}.*index*.json"))]:
-        if index.exists():
-            return _shards(index)
-    for variant in [folder / f"{stem}.fp16.safetensors", *sorted(folder.glob(f"{stem}.*.safetensors"))]:
-        if variant.exists():
-            return [variant]
-    for pickled in folder.glob("*pytorch_model*.bin"):
-        refuse_pickle(pickled)
-    raise ModelError(f"{whole} is missing, and there are no shards or fp16 variant of it. Copy the folder again.")
-
-
-def _shards(index: Path) -> list[Path]:
-    names = _read_json(index, "the weights are in shards").get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ModelError(f"{index} has no weight_map from tensors to files. Copy the folder again.")
-    files = []
-    for name in sorted(set(names.values())):
-        if name != PurePosixPath(name).name or "\\" in name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index} names {name!r}, which is no safetensors file in its own folder.")
-        if not (index.parent / name).is_file():
-            raise ModelError(f"{index.parent / name} is missing, a shard that {index.name} names. Copy it again.")
-        files.append(index.parent / name)
-    return files
-
-
-_DEPRECATED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""What VAE folders of 2023 call the parts of their attention."""
-
-
-def _renamed(key: str) -> str:
-    for old, new in _DEPRECATED.items():
-        key = key.replace(old, new)
-    return key
-
-
-def _read_json(path: Path, why: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing: {why}. Check the path, or copy the folder again.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}). Copy it again.") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds no JSON object. Copy it again.")
-    return found
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 Owns the correspondence of names and of tensor layouts, both ways, for any number of levels and layers. It reads no
 files. A `KeyRule` joins one original tensor with the native tensors that it holds (three where OpenCLIP fuses q, k
-and v). Native names are "network.name" with the folder names of diffusers (unet, vae, text_encoder, text_encoder_2) and
-without transformers 4's "text_model." prefix.
+and v). Native names are "network.name" with the folder names of diffusers (unet, vae, text_encoder, text_encoder_2);
+`native_name` makes today's names of those that other versions of diffusers and transformers write.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # names are mapped without torch, whose import takes seconds
     from torch import Tensor
 
-__all__ = ["NETWORK_PREFIXES", "KeyRule", "from_original", "key_rules", "to_original"]
+__all__ = ["NETWORK_PREFIXES", "KeyRule", "from_original", "key_rules", "native_name", "to_original"]
 
 NETWORK_PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -23,6 +23,21 @@ NETWORK_PREFIXES = {
     "text_encoder_2": "conditioner.embedders.1.model.",
 }
 """Where each network stands in an original file."""
+
+
+_OLD_VAE_PARTS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""What VAE folders of 2023 call the parts of their attention; no other network has such names."""
+
+
+def native_name(name: str) -> str:
+    """A tensor's name as diffusers and transformers 5 have it.
+
+    transformers 4 puts "text_model." before a text encoder's names and 5 does not; VAEs of 2023 call their attention's
+    parts otherwise. A text encoder may stand in a list, whose index comes first.
+    """
+    for old, new in _OLD_VAE_PARTS.items():
+        name = name.replace(old, new)
+    return re.sub(r"^(\d+\.)?text_model\.", r"\1", name)
 
 
 @dataclass(frozen=True)

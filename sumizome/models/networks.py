@@ -14,8 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config
+from sumizome.models.key_map import native_name
 
-__all__ = ["build_network", "fill_network", "native_name", "native_state"]
+__all__ = ["build_network", "building_blocks", "fill_network", "native_state"]
 
 
 def build_network(name: str, config: Config, device: torch.device | str = "cpu") -> nn.Module:
@@ -37,9 +38,12 @@ def build_network(name: str, config: Config, device: torch.device | str = "cpu")
         raise ModelError(f"the configuration of {name} is not one of SDXL's architecture: {reason}.") from error
 
 
-def native_name(name: str) -> str:
-    """A tensor's name without "text_model.", which transformers 4 puts before a text encoder's names and 5 does not."""
-    return name.removeprefix("text_model.")
+_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
+
+
+def building_blocks(network: nn.Module) -> list[nn.Module]:
+    """The network's repeated parts, in the order of its modules: nearly all of its parameters and activations."""
+    return [module for module in network.modules() if type(module).__name__ in _BLOCKS]
 
 
 def native_state(network: nn.Module) -> dict[str, Tensor]:
@@ -74,10 +78,13 @@ def fill_network(
                 f"{source}: {key} has shape {tuple(tensor.shape)}, expected {shapes[key]}. "
                 "It is no SDXL model, or one whose architecture was changed."
             )
+        elif not tensor.is_floating_point():
+            raise ModelError(
+                f"{source}: {key} holds whole numbers ({tensor.dtype}), expected weights. Use another copy."
+            )
         else:
-            cast = dtype if tensor.is_floating_point() else tensor.dtype
             # A copy always: the tensor may map the file, which somebody may write to while the model trains.
-            _assign(network, place, tensor.to(device, cast, copy=True).contiguous())
+            _assign(network, place, tensor.to(device, dtype, copy=True).contiguous())
     if places or foreign:
         problem = f"lacks {_some(places)}" if places else f"has tensors that SDXL does not: {_some(foreign)}"
         raise ModelError(f"{source} {problem}. Use a complete SDXL model.")
@@ -88,7 +95,7 @@ def _assign(network: nn.Module, place: str, tensor: Tensor) -> None:
     owner, _, leaf = place.rpartition(".")
     module = network.get_submodule(owner)
     if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        module._parameters[leaf] = nn.Parameter(tensor)
     else:
         module._buffers[leaf] = tensor
 

@@ -1,7 +1,6 @@
 """A safetensors file as an untrusted input: everything that can be wrong with it is one ModelError.
 
-Owns opening and reading tensor by tensor. It knows no layout. Nothing is unpickled: `.ckpt`, `.pt` and `.bin`
-are refused.
+Owns reading tensor by tensor; the header's rules are `tensor_header`'s. It knows no layout. Nothing is unpickled.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sumizome.errors import ModelError
-from sumizome.models.tensor_header import MAX_HEADER_BYTES, refuse_pickle
+from sumizome.models.tensor_header import read_header
 
 __all__ = ["TensorFile", "open_tensor_file"]
 
@@ -48,27 +47,12 @@ def _comparable(tensor: Tensor) -> Tensor:
 def open_tensor_file(path: Path) -> TensorFile:
     """The safetensors file at `path`, its header checked.
 
-    Raises: ModelError if it is missing, pickled, empty, truncated, or its header is damaged or absurdly large.
+    Raises: ModelError as `read_header` does, in one sentence for each kind of damage.
     """
-    refuse_pickle(path)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-    if size < 8 or header_bytes > size - 8:
-        found = "is empty" if size == 0 else f"has {size} bytes, less than its header says"
-        raise ModelError(f"{path} {found}: it is no safetensors file or was cut off. Download or copy it again.")
-    if header_bytes > MAX_HEADER_BYTES:
-        raise ModelError(
-            f"{path}: its header has {header_bytes:,} bytes, more than {MAX_HEADER_BYTES:,}; SDXL's has 400,000. "
-            "It is no model file of this family."
-        )
+    header = read_header(path)
     try:
         handle = safe_open(path, framework="pt", device="cpu")
-        shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
-        metadata = dict(handle.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is damaged or no safetensors file ({error}). Download or copy it again.") from error
-    return TensorFile(path, shapes, metadata, handle)
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    return TensorFile(path, shapes, header.metadata, handle)

@@ -186,13 +186,10 @@ class PromptTokens:
     """What did not fit of each prompt ("" = nothing): the caller reports it."""
 
 
-def tokenize(prompts: Sequence[str], max_chunks: int = 3, num_chunks: int | None = None) -> PromptTokens:
-    """Ids for both encoders, as many chunks as the longest prompt needs.
-
-    `num_chunks` fixes that number from below, so that a prompt and its negative prompt get equally many rows.
-    """
+def tokenize(prompts: Sequence[str], max_chunks: int = 3) -> PromptTokens:
+    """Ids for both encoders, as many chunks as the longest prompt needs."""
     chunked = [chunk_prompt(prompt, max_chunks) for prompt in prompts]
-    k = max([num_chunks or 1, *(len(prompt.chunks) for prompt in chunked)])
+    k = max([1, *(len(prompt.chunks) for prompt in chunked)])
     input_ids = torch.empty(2, len(prompts), k, CHUNK_LENGTH, dtype=torch.int64)
     for encoder, padding in enumerate(PADDING):
         rows = [

@@ -5,16 +5,22 @@ Owns encoding (the posterior's mean, float32, no sampling), decoding and normali
 """
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from sumizome.errors import ConfigError
+from sumizome.models.architecture import SDXL_SCALING_FACTOR
+from sumizome.models.key_map import native_name
 from sumizome.shapes import Latents, Pixels
 
 __all__ = [
     "LatentStatistics",
+    "apply_latent_statistics",
     "decode_latents",
     "denormalise",
     "encode_pixels",
@@ -90,6 +96,21 @@ def decode_latents(vae: AutoencoderKL, latents: Latents) -> Pixels:
     return vae.decode(raw).sample.float().clamp(-1, 1)
 
 
+def apply_latent_statistics(vae: AutoencoderKL, mean: Sequence[float], std: Sequence[float]) -> AutoencoderKL:
+    """`vae`, its config changed in place so that `latent_statistics` gives these: what decodes then inverts them.
+
+    Raises: ConfigError unless there is one of each for every channel.
+    """
+    channels = vae.config["latent_channels"]
+    if not len(mean) == len(std) == channels:
+        raise ConfigError(f"latent_statistics has {len(mean)} means and {len(std)} deviations for {channels} channels")
+    if not any(mean) and all(math.isclose(s * SDXL_SCALING_FACTOR, 1.0, rel_tol=1e-12) for s in std):
+        vae.register_to_config(scaling_factor=SDXL_SCALING_FACTOR, latents_mean=None, latents_std=None)
+    else:
+        vae.register_to_config(scaling_factor=1.0, latents_mean=list(mean), latents_std=list(std))
+    return vae
+
+
 @torch.no_grad()
 def fold_latent_statistics(vae: AutoencoderKL, mean: list[float], std: list[float]) -> AutoencoderKL:
     """`vae` changed in place so that its raw latents, times its scaling factor, are (old raw − mean) / std.
@@ -124,9 +145,12 @@ def vae_digest(vae: AutoencoderKL) -> str:
 
 
 def model_digest(module: nn.Module) -> str:
-    """SHA-256 hex over the names, dtypes, shapes and bytes of a module's state, in the order of names."""
+    """SHA-256 hex over the native names, dtypes, shapes and bytes of a module's state, in the order of names.
+
+    Native names, so that the digest of a text encoder is the same with transformers 4 and 5.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted((native_name(name), tensor) for name, tensor in module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

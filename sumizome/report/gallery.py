@@ -11,8 +11,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from sumizome.data.images import Colour
-from sumizome.data.inspection import Facts, Look, inspect_all
 from sumizome.data.sources import ImageTask
+from sumizome.data.verification import Facts, Look, inspect_all
 from sumizome.report.page import image_uri
 
 __all__ = ["Picture", "Place", "look_at"]

@@ -6,16 +6,18 @@ taken apart in `trainer.build_trainer`; nothing below it sees more than its own 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from sumizome.data.captions import CaptionConfig
+from sumizome.data.latent_statistics import LatentStatisticsConfig
 from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.loss import LossConfig
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
+from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.errors import ConfigError
 from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
+from sumizome.train.precision import PrecisionName
 from sumizome.train.step import TimestepSampling
 
 __all__ = ["CheckpointConfig", "PreviewConfig", "TrainConfig", "ValidationConfig"]
@@ -60,7 +62,16 @@ class CheckpointConfig:
     every: int = 500
     """Steps between checkpoints; one is always written at the last step and when the run is asked to stop."""
     keep: int = 3
-    """Checkpoints kept; the newest two always are."""
+    """Checkpoints kept; the newest two that verify always are."""
+    asynchronous: bool = True
+    """Write in the background: training waits for a copy to main memory alone. Needs that memory once."""
+    mirror: str = ""
+    """s3://bucket/prefix, or a folder of another disk: each checkpoint is put there too, once it is whole here. A run
+    directory without any goes on from the newest there."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 0:
+            raise ConfigError("checkpoint.every and checkpoint.keep cannot be negative")
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class TrainConfig:
     model: Path
     """Base model: a diffusers SDXL folder or a single safetensors file. It is only read."""
     latents: Path
-    """Latent shards, as `sumizome prepare` wrote them with this model's VAE."""
+    """Latent shards, as `sumizome prepare` wrote them with this model's VAE: a folder, or s3://bucket/prefix."""
     run_dir: Path
     """Where the run lives. One that holds checkpoints is continued; the same command resumes."""
     steps: int = 1000
@@ -78,7 +89,7 @@ class TrainConfig:
     micro_batch_size: int = 4
     """Samples in one forward pass, all of one bucket."""
     micro_batches_per_step: int = 1
-    """Forward passes whose gradients make one step (accumulation)."""
+    """Forward passes whose gradients make one step, shared out over all processes; what is more, accumulates."""
     max_chunks: int = 3
     """Longest caption, in chunks of 75 tokens."""
     seed: int = 0
@@ -87,16 +98,26 @@ class TrainConfig:
     """What the U-Net learns to predict. An epsilon model becomes a v model by training on (report §2.1)."""
     timestep_sampling: TimestepSampling = "stratified"
     """"stratified": each step covers the whole schedule evenly. "uniform": each sample on its own."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """"fp32": float32, with tf32 matrix products on a GPU (the report's). "bf16": float32 weights, bfloat16 compute."""
+    precision: PrecisionName = "fp32"
+    """"fp32": float32, with tf32 matrix products on a GPU (the report's). "bf16": float32 weights, bfloat16 compute.
+    "pure_bf16": weights and moments too are bfloat16, rounded stochastically: half the memory (adamw only)."""
     gradient_checkpointing: bool = False
     """Recompute the U-Net's activations in the backward pass: less memory, about a third more time."""
+    offload_text_encoders: bool = False
+    """Keep frozen text encoders in main memory, and copy them to the device for as long as a batch is encoded."""
     device: str = "auto"
     """"auto" takes a CUDA device when there is one; else as torch names it: cpu, cuda, cuda:1."""
     log_every: int = 10
     """Steps averaged into one record of metrics.jsonl."""
+    cache_dir: Path = Path("~/.cache/sumizome")
+    """Where shards of latents on S3 are kept on this machine; all processes of a machine may share it."""
+    cache_size: float = 100.0
+    """GB (10⁹ bytes) of them at most. What has no room is read record by record; 0 = everything is."""
     tensorboard: bool = True
     """Write TensorBoard events below run_dir/tensorboard."""
+    log_samples: bool = False
+    """Write which samples, seeds and timesteps each step trained on: run_dir/samples/rank-00000.jsonl."""
+    latent_statistics: LatentStatisticsConfig = field(default_factory=LatentStatisticsConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)
@@ -106,11 +127,21 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "micro_batch_size", "micro_batches_per_step", "max_chunks", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
+        if self.optim.fused_backward and self.micro_batches_per_step > 1:
+            raise ConfigError(
+                f"optim.fused_backward updates in every backward pass, so micro_batches_per_step cannot be "
+                f"{self.micro_batches_per_step}; set it to 1, or fused_backward to false"
+            )
+        if self.offload_text_encoders and self.optim.text_encoder_lr > 0:
+            raise ConfigError("offload_text_encoders needs frozen ones; set optim.text_encoder_lr to 0")
+        if self.cache_size < 0:
+            raise ConfigError(f"cache_size is {self.cache_size}; give 0 or more GB")
         top = self.schedule.num_timesteps - 1
         if self.validation.every and not self.validation.timesteps:
             raise ConfigError("validation.timesteps is empty; name some, or set validation.every to 0")

@@ -1,12 +1,17 @@
-"""An exponential moving average of the trained weights, kept in float32: what is sampled, validated and exported."""
+"""An exponential moving average of the trained weights, kept in float32: what is sampled, validated and exported.
+
+Cut up where the weights are (FSDP2); on the CPU where the device's memory is short.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from sumizome.distributed.parallelize import local
 from sumizome.errors import ConfigError
 
 __all__ = ["Ema", "EmaConfig"]
@@ -18,6 +23,8 @@ class EmaConfig:
 
     decay: float = 0.9999
     """Weight of the past at each step; 0 = no averaging. Early steps use (1+n)/(10+n) where that is less."""
+    device: Literal["same", "cpu"] = "same"
+    """"same": beside the weights. "cpu": in main memory; each step then copies the weights there."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -30,7 +37,10 @@ class Ema:
     def __init__(self, config: EmaConfig, parameters: Mapping[str, nn.Parameter]) -> None:
         self.config = config
         self.parameters = dict(parameters)
-        self.average = {name: p.detach().float().clone() for name, p in parameters.items()}
+        self.average = {name: self._place(p.detach().float()).clone() for name, p in parameters.items()}
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.cpu() if self.config.device == "cpu" else tensor
 
     @torch.no_grad()
     def update(self, steps_done: int) -> None:
@@ -41,22 +51,35 @@ class Ema:
         """
         decay = min(self.config.decay, (1 + steps_done) / (10 + steps_done))
         for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter.detach().float(), 1 - decay)
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over the average of a checkpoint; names and shapes were checked by whoever read it."""
-        for name, average in self.average.items():
-            average.copy_(tensors[name])
+            local(self.average[name]).lerp_(self._place(local(parameter.detach()).float()), 1 - decay)
 
     @contextlib.contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """Within the block the model holds the average; after it, the very same weight tensors as before."""
-        raw = {name: parameter.data for name, parameter in self.parameters.items()}
+        """Within the block the model holds the average; after it, the very same weights in the same memory as before.
+
+        Weights and average change places tensor by tensor: FSDP gathers from the memory that it knows, and a second
+        copy of all weights would not fit where it matters.
+        """
+        kept = {name: self._exchange(name) for name in self.parameters}
         try:
-            for name, parameter in self.parameters.items():
-                parameter.data = self.average[name].to(parameter.dtype)
             yield
         finally:
-            for name, parameter in self.parameters.items():
-                parameter.data = raw[name]
+            for name in self.parameters:
+                self._restore(name, kept[name])
+
+    def _exchange(self, name: str) -> Tensor | None:
+        """Puts the average in the weight's memory. Returns the weight if the average's memory cannot hold it."""
+        weight, average = local(self.parameters[name].detach()), local(self.average[name])
+        held = weight.clone()
+        weight.copy_(average)
+        if weight.dtype != average.dtype:  # the average would come back rounded
+            return held
+        average.copy_(held)
+        return None
+
+    def _restore(self, name: str, kept: Tensor | None) -> None:
+        if kept is None:
+            self._exchange(name)
+        else:
+            local(self.parameters[name].detach()).copy_(kept)

@@ -1,22 +1,39 @@
-"""What a run tells: one JSON object a line in `metrics.jsonl`, the same numbers in TensorBoard.
+"""What a run tells: one JSON object a line in `metrics.jsonl`, the same numbers in TensorBoard; and its sample log.
 
-After a resume the file holds each step once: lines beyond the checkpoint are cut before new ones are written.
+After a resume the files hold each step once: lines beyond the checkpoint are cut before new ones are written.
 """
 
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sumizome.data.loader import TrainBatch
+from sumizome.distributed.runtime import Ranks
 from sumizome.train.step import StepLoss
 
-__all__ = ["Metrics", "Window", "read_metrics"]
+__all__ = ["Metrics", "NoMetrics", "SampleLog", "Window", "read_metrics"]
 
 _DECILES = 10
+
+
+class NoMetrics:
+    """What ranks other than the first write: nothing."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def write_image(self, step: int, name: str, image: Any) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> "NoMetrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class Metrics:
@@ -59,6 +76,33 @@ class Metrics:
         self.close()
 
 
+class SampleLog:
+    """What this rank trained on, a line a micro-batch; the lines of all ranks together are the step's, in any number.
+
+    `place` is the micro-batch's in its step. The noise is not written: it follows from the seed.
+    """
+
+    def __init__(self, run_dir: Path, ranks: Ranks, steps_done: int) -> None:
+        folder = run_dir / "samples"
+        if ranks.is_first:
+            folder.mkdir(exist_ok=True)
+            for path in folder.glob("rank-*.jsonl"):
+                _cut(path, steps_done)
+        ranks.gather(None)
+        self._file = (folder / f"rank-{ranks.rank:05d}.jsonl").open("a", encoding="utf-8")
+
+    def write(self, step: int, place: int, batch: TrainBatch, timesteps: torch.Tensor) -> None:
+        """One micro-batch of step `step` (from 1)."""
+        line = {"step": step, "place": place, "samples": batch.sample_ids, "epochs": batch.epochs}
+        line |= {"seeds": batch.seeds.tolist(), "timesteps": timesteps.tolist(), "captions": batch.captions}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every whole record of a `metrics.jsonl`; a line cut short by a kill is left out."""
     records = []
@@ -87,39 +131,44 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 class Window:
-    """What the steps since the last record did."""
+    """The losses of this rank's steps since the last record, as sums that ranks can add."""
 
-    def __init__(self) -> None:
-        self.steps = 0
-        self.seconds = self.waited = 0.0
+    def __init__(self, num_timesteps: int) -> None:
+        self._num_timesteps = num_timesteps
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts a new window."""
+        self._losses: list[StepLoss] = []
         self.grad_norm = self.lr = 0.0
-        self.losses: list[StepLoss] = []
 
     def add_step(self, losses: list[StepLoss], grad_norm: float, lr: float) -> None:
-        self.steps += 1
         # Detached: a graph that a metric holds on to is a memory leak.
-        self.losses += [replace(l, weighted=l.weighted.detach(), unweighted=l.unweighted.detach()) for l in losses]
+        self._losses += [loss.detached() for loss in losses]
         self.grad_norm, self.lr = grad_norm, lr
 
-    def add_time(self, seconds: float, waited: float) -> None:
-        self.seconds += seconds
-        self.waited += waited
-
-    def summary(self, images_per_step: int, num_timesteps: int) -> dict[str, Any]:
-        """The record of metrics.jsonl: means over the window, and the unweighted loss by tenth of the schedule."""
-        unweighted = torch.cat([loss.unweighted for loss in self.losses]).cpu()
-        timesteps = torch.cat([loss.timesteps for loss in self.losses])
-        deciles = timesteps * _DECILES // num_timesteps
-        by_timestep = {
-            f"{int(d) * num_timesteps // _DECILES}": float(unweighted[deciles == d].mean()) for d in deciles.unique()
-        }
+    def summary(self, ranks: Ranks) -> dict[str, Any]:
+        """The window's part of a record: means over all ranks' samples, by tenth of the schedule too. Collective."""
+        unweighted = torch.cat([loss.unweighted for loss in self._losses]).double().cpu()
+        weighted = torch.cat([loss.weighted for loss in self._losses]).double().cpu()
+        deciles = torch.cat([loss.timesteps for loss in self._losses]) * _DECILES // self._num_timesteps
+        by_decile = torch.zeros(2, _DECILES, dtype=torch.float64)
+        by_decile[0].index_add_(0, deciles, unweighted)
+        by_decile[1].index_add_(0, deciles, torch.ones_like(unweighted))
+        cut = sum(loss.captions_cut for loss in self._losses)
+        mine = [float(unweighted.sum()), float(weighted.sum()), float(cut), *by_decile.flatten().tolist()]
+        loss, weighted_loss, captions_cut, *tenths = ranks.sums(mine)
+        sums, counts = tenths[:_DECILES], tenths[_DECILES:]
+        samples = sum(counts)
         return {
-            "loss": float(unweighted.mean()),
-            "weighted_loss": float(torch.cat([loss.weighted for loss in self.losses]).mean()),
-            "loss_by_timestep": by_timestep,
-            "captions_cut": sum(loss.captions_cut for loss in self.losses),
+            "loss": loss / samples,
+            "weighted_loss": weighted_loss / samples,
+            "loss_by_timestep": {
+                f"{tenth * self._num_timesteps // _DECILES}": total / count
+                for tenth, (total, count) in enumerate(zip(sums, counts, strict=True))
+                if count
+            },
+            "captions_cut": int(captions_cut),
             "grad_norm": self.grad_norm,
             "lr": self.lr,
-            "images_per_second": self.steps * images_per_step / self.seconds if self.seconds else 0.0,
-            "data_wait": self.waited / self.seconds if self.seconds else 0.0,
         }

@@ -14,9 +14,12 @@ __all__ = ["write_preview"]
 
 
 def write_preview(
-    model: SDXLModel, config: PreviewConfig, directory: Path, step: int
-) -> tuple[Path, NDArray[np.uint8]]:
-    """Draws the configured prompts with the model's present weights; returns the grid's path and pixels [H, W, 3]."""
+    model: SDXLModel, config: PreviewConfig, directory: Path | None, step: int
+) -> tuple[Path | None, NDArray[np.uint8]]:
+    """Draws the configured prompts with the model's present weights; returns the grid's path and pixels [H, W, 3].
+
+    Without a directory it is drawn and not written: for ranks that must take part in the forward passes.
+    """
     sampling = SamplingConfig(
         steps=config.sampling_steps, guidance=GuidanceConfig(guidance_scale=config.guidance_scale)
     )
@@ -25,6 +28,8 @@ def write_preview(
         for index, prompt in enumerate(config.prompts)
     ]
     grid = picture_grid([picture.image for picture in draw_pictures(model, requests)])
+    if directory is None:
+        return None, np.asarray(grid)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{step:08d}.png"
     grid.save(path)

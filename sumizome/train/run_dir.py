@@ -3,6 +3,7 @@
 run_dir/config.toml        the resolved settings; `sumizome train run_dir/config.toml` goes on with the run
         environment.json   versions, device, digests of model and data
         metrics.jsonl      one JSON object a line
+        samples/           rank-00000.jsonl …: what each step trained on, where `log_samples` is set
         checkpoints/       step-00000500/ …, see `sumizome.train.checkpoint`
         previews/          step-000500.png …
         tensorboard/
@@ -21,12 +22,14 @@ import torch
 from torch import nn
 
 from sumizome import __version__
+from sumizome.data.latent_statistics import stated_statistics
+from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError, ConfigError
 from sumizome.files import hold_lock, sha256_of, write_atomically
 from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.models.vae import model_digest, vae_digest
+from sumizome.models.vae import apply_latent_statistics, model_digest, vae_digest
 from sumizome.settings import as_mapping, read_toml, to_toml
-from sumizome.train.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints
+from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, list_checkpoints
 from sumizome.train.config import TrainConfig
 
 __all__ = [
@@ -38,13 +41,15 @@ __all__ = [
     "read_run_config",
     "record_run",
     "table_digest",
+    "trained_networks",
     "trained_parameters",
 ]
 
 # What may differ between a run and its continuation: how long, how watched, where computed; never what is learned.
 _MAY_CHANGE = (
     "run_dir", "model", "latents", "steps", "device", "log_every", "tensorboard", "gradient_checkpointing",
-    "validation.every", "validation.timesteps", "preview.", "checkpoint.",
+    "validation.every", "validation.timesteps", "preview.", "checkpoint.", "parallel.", "ema.device", "log_samples",
+    "cache_dir", "cache_size",
 )  # fmt: skip
 
 
@@ -54,11 +59,18 @@ def is_run_dir(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def hold_run_dir(run_dir: Path) -> Iterator[None]:
-    """Holds the run directory for this process.
+def hold_run_dir(run_dir: Path, ranks: Ranks | None = None) -> Iterator[None]:
+    """Holds the run directory for this run: its first rank has the lock.
 
-    Raises: CheckpointError when another process holds it.
+    Raises: CheckpointError, on every rank, when another trainer holds it.
     """
+    with contextlib.ExitStack() as held:
+        (ranks or Ranks()).first(lambda: held.enter_context(_lock(run_dir)))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,11 +155,17 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + key, value
 
 
-def trained_parameters(model: SDXLModel, train_text_encoders: bool) -> dict[str, nn.Parameter]:
-    """The parameters that a run trains, by the name they have in a checkpoint."""
-    modules = {"unet": model.unet}
+def trained_networks(model: SDXLModel, train_text_encoders: bool) -> dict[str, nn.Module]:
+    """The networks that a run trains, by diffusers' names."""
+    modules: dict[str, nn.Module] = {"unet": model.unet}
     if train_text_encoders:
         modules |= dict(zip(("text_encoder", "text_encoder_2"), model.text_encoders, strict=True))
+    return modules
+
+
+def trained_parameters(model: SDXLModel, train_text_encoders: bool) -> dict[str, nn.Parameter]:
+    """The parameters that a run trains, by the name they have in a checkpoint."""
+    modules = trained_networks(model, train_text_encoders)
     return {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
 
 
@@ -160,7 +178,7 @@ def base_digests(model: SDXLModel) -> dict[str, str]:
     }
 
 
-def check_base_model(run_dir: Path, checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
+def check_base_model(run_dir: Path, checkpoint: SavedCheckpoint, digests: Mapping[str, str]) -> None:
     """Raises: CheckpointError naming the part of the base model that is not the one the run was trained from."""
     remembered = checkpoint.facts.get("base_model", {})
     for part, digest in digests.items():
@@ -179,9 +197,8 @@ def load_trained_model(
     Raises: CheckpointError when there is no checkpoint yet; ModelError when the base model cannot be read.
     """
     config = read_run_config(run_dir)
-    checkpoint, complaints = latest_checkpoint(
-        run_dir / "checkpoints", tensors=("ema" if weights == "ema" else "weights",)
-    )
+    part = "ema" if weights == "ema" else "weights"
+    checkpoint, complaints = latest_checkpoint(run_dir / "checkpoints", parts=(part,))
     if checkpoint is None:
         raise CheckpointError(f"{run_dir}: no checkpoint yet; let `sumizome train` reach one (checkpoint.every)")
     for complaint in complaints:
@@ -190,15 +207,17 @@ def load_trained_model(
     frozen = {name: digest for name, digest in base_digests(model).items() if name != "unet"}
     if config.optim.text_encoder_lr > 0:
         del frozen["text_encoders"]
-    if load_options.get("dtype", torch.float32) == torch.float32:  # digests are of float32 weights
-        check_base_model(run_dir, checkpoint, frozen)
-    tensors = checkpoint.ema if weights == "ema" else checkpoint.weights
+    if load_options.get("dtype", torch.float32) != torch.float32:
+        frozen.pop("text_encoders", None)  # digests are of float32 weights, which the VAE always has
+    check_base_model(run_dir, checkpoint, frozen)
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
-    if set(parameters) != set(tensors):
+    if set(parameters) != set(checkpoint.shapes(part)):
         raise CheckpointError(f"{run_dir}: its checkpoint does not fit the base model {config.model}")
-    for name, parameter in parameters.items():
-        parameter.data.copy_(tensors[name])
+    checkpoint.read_into(part, {name: parameter.detach() for name, parameter in parameters.items()})
     trained = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    statistics = stated_statistics(config.latent_statistics)
+    if statistics and trained.vae is not None:
+        apply_latent_statistics(trained.vae, *statistics)
     return trained, checkpoint.step
 
 

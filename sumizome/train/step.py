@@ -5,7 +5,7 @@ in as values and callables. All randomness is a function of the sample's seed or
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -56,6 +56,10 @@ class StepLoss:
     """On the CPU."""
     captions_cut: int = 0
     """Captions whose end did not fit into the chunks."""
+
+    def detached(self) -> "StepLoss":
+        """The same numbers without the graph that they came from."""
+        return replace(self, weighted=self.weighted.detach(), unweighted=self.unweighted.detach())
 
 
 def training_loss(

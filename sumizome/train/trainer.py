@@ -1,59 +1,40 @@
-"""The training loop: batch, loss, gradient, step, average; and around it validation, previews, checkpoints, metrics.
+"""The training loop: batch, loss, gradient, step, average; and around it checkpoints and whatever watches.
 
-`build_trainer` takes the settings apart and resumes what is there; `Trainer.steps` trains and yields a report a step,
-so that the progress bar, and the decision to stop, belong to the caller. One process; every random number is a
-function of the run's seed and of what it is for (epoch and sample, or step and position), so weights, optimizer,
-average and step are the whole state.
+`Trainer.steps` trains and yields a report a step, so that the progress bar, and the decision to stop, belong to the
+caller. Every rank runs this same loop; `build.build_trainer` makes what it needs. Every random number is a function of
+the run's seed and of what it is for (epoch and sample, or step and position), so weights, optimizer, average and step
+are the whole state. The invariant: ranks branch alike, on sums that all of them have.
 """
 
+import contextlib
 import math
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sumizome.data.latents import open_latents
-from sumizome.data.loader import BatchLoader, TrainBatch, build_loader
-from sumizome.device import choose_device
-from sumizome.diffusion.loss import build_loss
-from sumizome.diffusion.schedule import build_noise_schedule
-from sumizome.errors import CheckpointError, NonFiniteError
-from sumizome.inference import check_canvas
-from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.models.vae import vae_digest
-from sumizome.train.checkpoint import (
-    Checkpoint,
-    latest_checkpoint,
-    load_optimizer,
-    optimizer_tensors,
-    prune_checkpoints,
-    remove_unfinished,
-    write_checkpoint,
-)
+from sumizome.data.loader import BatchLoader, TrainBatch
+from sumizome.distributed.parallelize import Parallel, whole
+from sumizome.distributed.runtime import Ranks
+from sumizome.distributed.watchdog import Watchdog
+from sumizome.errors import NonFiniteError
+from sumizome.models.sdxl import SDXLModel
+from sumizome.train.checkpoint import Checkpoint
 from sumizome.train.config import TrainConfig
 from sumizome.train.ema import Ema
-from sumizome.train.metrics import Metrics, Window
-from sumizome.train.optim import apply_lr, build_optimizer, lr_factor
-from sumizome.train.preview import write_preview
-from sumizome.train.run_dir import (
-    base_digests,
-    check_base_model,
-    read_run_config,
-    record_run,
-    table_digest,
-    trained_parameters,
-)
+from sumizome.train.fused_backward import FusedBackward
+from sumizome.train.metrics import Metrics, NoMetrics, SampleLog, Window
+from sumizome.train.observers import Observer
+from sumizome.train.optim import apply_lr, lr_factor
+from sumizome.train.pace import Pace, slow_ranks
+from sumizome.train.precision import Precision
+from sumizome.train.saver import Saver
+from sumizome.train.state import optimizer_tensors
 from sumizome.train.step import Objective, StepLoss, draw_timesteps, training_loss
-from sumizome.train.validation import validation_loss
 
-__all__ = ["StepReport", "Trainer", "build_trainer"]
-
-_HELD_OUT_AT_MOST = 20
-"""One picture in so many is held out at most, however small the set."""
+__all__ = ["Asked", "StepReport", "Trainer"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +51,14 @@ class StepReport:
 
 
 @dataclass
+class Asked:
+    """What is wanted of the run: a signal's handler sets it on one rank, and at the next step all ranks hear of it."""
+
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass
 class Trainer:
     """A run in progress: its state is `model`, `optimizer`, `ema` and `steps_done`; the rest is how it is trained."""
 
@@ -78,72 +67,101 @@ class Trainer:
     objective: Objective
     loader: BatchLoader
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | FusedBackward
     ema: Ema
-    steps_done: int
-    device: torch.device
+    saver: Saver
     facts: dict[str, Any]
-    window: Window = field(default_factory=Window)
+    ranks: Ranks = field(default_factory=Ranks)
+    parallel: Parallel = field(default_factory=Parallel)
+    precision: Precision = field(default_factory=lambda: Precision("cpu", torch.float32))
+    observers: Sequence[Observer] = ()
+    steps_done: int = 0
+    asked: Asked = field(default_factory=Asked)
+
+    def __post_init__(self) -> None:
+        self.device = self.ranks.device
+        self._window = Window(self.objective.schedule.num_timesteps)
+        self._pace = Pace(self.device)
+        self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
+        self._sample_log: SampleLog | None = None
+        self._agreed = Asked()
+        self._save_failed = False
+        self._reserved = False
 
     def steps(self) -> Iterator[StepReport]:
-        """Trains up to `config.steps`, yielding after each step; close the generator to stop after a step.
+        """Trains up to `config.steps`, yielding after each step; close the generator, or ask it, to stop after a step.
 
         The last finished step is in a checkpoint when it ends, is closed, or meets a number that is not finite.
         Raises: NonFiniteError when a loss or gradient is not finite; the weights are those of the step before.
+            CheckpointError when the last state could not be saved, or saving failed again and again.
         """
-        with Metrics(self.config.run_dir, self.steps_done, self.config.tensorboard) as metrics:
-            saved_at = self.steps_done
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.saver.close)
+            metrics = stack.enter_context(self._metrics())
+            stack.enter_context(self._watchdog)
+            batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done))
             try:
-                with self.loader.from_step(self.steps_done) as batches_of_steps:
-                    while self.steps_done < self.config.steps:
-                        started = time.perf_counter()
-                        batches = next(batches_of_steps)
-                        waited = time.perf_counter() - started
-                        loss = self._train_step(batches)
-                        seconds = time.perf_counter() - started
-                        self.window.add_time(seconds, waited)
-                        notes = self._after_step(metrics)
-                        saved_at = self.steps_done if "checkpoint" in notes else saved_at
-                        epoch = max(max(batch.epochs) for batch in batches)
-                        yield StepReport(self.steps_done, epoch, loss, self._images_per_step / seconds, notes)
-            except (GeneratorExit, NonFiniteError):
-                # In both cases the weights are those of the last finished step.
-                if saved_at < self.steps_done:
-                    self._save()
+                while self.steps_done < self.config.steps and not self._agreed.stop:
+                    yield self._one_step(batches_of_steps, metrics)
+            except (GeneratorExit, NonFiniteError) as stopped:
+                # The weights are those of the last finished step, unless they moved within the one that failed.
+                if not (self._moves_in_backward and isinstance(stopped, NonFiniteError)):
+                    self._save_for_good()
                 raise
+            self._save_for_good()
+
+    def _one_step(self, batches_of_steps: Iterator[list[TrainBatch]], metrics: Any) -> StepReport:
+        self._pace.begin()
+        self._watchdog.at(self.steps_done + 1, "waiting for data")
+        batches = next(batches_of_steps)
+        self._pace.data_is_there()
+        loss = self._train_step(batches)
+        seconds = self._pace.end()
+        notes = self._after_step(metrics)
+        epoch = max(max(batch.epochs) for batch in batches)
+        return StepReport(self.steps_done, epoch, loss, self._images_per_step / seconds, notes)
 
     def _train_step(self, batches: list[TrainBatch]) -> float:
-        """One optimizer step on the step's micro-batches; returns their unweighted loss.
+        """One optimizer step on the step's micro-batches; returns the unweighted loss over all ranks.
 
-        A micro-batch is the mean over its samples, the step the mean over its micro-batches.
+        A micro-batch is the mean over its samples, the step the mean over the micro-batches of all ranks.
         Raises: NonFiniteError, with nothing changed.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for index, batch in enumerate(batches):
-            with self._precision():
-                loss = training_loss(
-                    self.model,
-                    self.objective,
-                    batch,
-                    self._timesteps(batch, index, len(batches)),
-                    self.config.max_chunks,
-                )
-            (loss.weighted.mean() / len(batches)).backward()
-            losses.append(loss)
-        grad_norm = self._clip()
-        self._check_finite(losses, grad_norm, batches)
+        # Before the backward pass, in which a fused optimizer steps.
         lr = apply_lr(self.optimizer, lr_factor(self.config.optim, self.steps_done, self.config.steps))
+        last = len(batches) - 1
+        losses = [self._backward(batch, index, last=index == last) for index, batch in enumerate(batches)]
+        grad_norm = self._clip()
+        mean_loss = self._agree(losses, grad_norm, batches)
+        self._watchdog.at(self.steps_done + 1, "updating the weights")
         self.optimizer.step()
         self.steps_done += 1
         self.ema.update(self.steps_done)
-        self.window.add_step(losses, float(grad_norm), lr)
-        return float(torch.cat([loss.unweighted for loss in losses]).detach().mean())
+        self._window.add_step(losses, float(grad_norm), lr)
+        return mean_loss
 
-    def _timesteps(self, batch: TrainBatch, index: int, micro_batches: int) -> Tensor:
+    def _backward(self, batch: TrainBatch, index: int, *, last: bool) -> StepLoss:
+        """Adds a micro-batch's gradients; after the last one they are the mean over all ranks."""
+        self._watchdog.at(self.steps_done + 1, "in forward and backward")
+        timesteps = self._timesteps(batch, self.loader.share[index])
+        with self.parallel.accumulating(last):
+            if self.parallel.lockstep:
+                self._pace.meets_others()
+            with self.precision.autocast():
+                loss = self.parallel.forward(
+                    training_loss, self.model, self.objective, batch, timesteps, self.config.max_chunks
+                )
+            if last:
+                self._pace.meets_others()
+            # DDP and FSDP2 take the mean over ranks, so that each divides by its own share.
+            (loss.weighted.mean() / len(self.loader.share)).backward()
+        return loss
+
+    def _timesteps(self, batch: TrainBatch, place: int) -> Tensor:
         rows = len(batch.seeds)
-        positions = (index * rows + torch.arange(rows)) / (micro_batches * rows)
-        return draw_timesteps(
+        positions = (place * rows + torch.arange(rows)) / (self.config.micro_batches_per_step * rows)
+        timesteps = draw_timesteps(
             self.config.timestep_sampling,
             self.objective.schedule.num_timesteps,
             batch.seeds,
@@ -151,186 +169,145 @@ class Trainer:
             self.steps_done,
             positions,
         )
+        if self._sample_log is not None:
+            self._sample_log.write(self.steps_done + 1, place, batch, timesteps)
+        return timesteps
 
     @property
     def _images_per_step(self) -> int:
         return self.config.micro_batch_size * self.config.micro_batches_per_step
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
     def _clip(self) -> Tensor:
+        """Scales the gradients down to the largest norm allowed; returns the norm that they had."""
+        if isinstance(self.optimizer, FusedBackward):
+            return self.optimizer.grad_norm()
         limit = self.config.optim.max_grad_norm or math.inf
-        return nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = whole(nn.utils.get_total_norm(gradients))
+        nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
+        return norm
 
-    def _check_finite(self, losses: list[StepLoss], grad_norm: Tensor, batches: list[TrainBatch]) -> None:
-        finite = torch.stack([loss.weighted.detach().isfinite().all() for loss in losses]).all()
-        if bool(finite) and math.isfinite(float(grad_norm)):
-            return
-        samples = [
+    def _agree(self, losses: list[StepLoss], grad_norm: Tensor, batches: list[TrainBatch]) -> float:
+        """The step's one word between all ranks: the loss of all, and who met or was asked what.
+
+        Raises: NonFiniteError on every rank, naming the samples of whichever rank met it.
+        """
+        self._watchdog.at(self.steps_done + 1, "waiting for the other ranks")
+        weighted = torch.stack([loss.weighted.detach().isfinite().all() for loss in losses]).all()
+        finite = bool(weighted) and math.isfinite(float(grad_norm))
+        unweighted = float(torch.cat([loss.unweighted for loss in losses]).detach().mean())
+        mine = [not finite, self.asked.stop, self.asked.save, self.saver.failed, unweighted if finite else 0.0]
+        bad, stop, save, failed, loss_of_all = self.ranks.sums([float(word) for word in mine])
+        if bad:
+            self._refuse(losses, batches)
+        self._agreed, self._save_failed = Asked(stop=stop > 0, save=save > 0), failed > 0
+        self.asked.save = self.asked.save and not mine[2]
+        return loss_of_all / self.ranks.world
+
+    def _refuse(self, losses: list[StepLoss], batches: list[TrainBatch]) -> None:
+        """Raises: NonFiniteError with the samples at fault, or all of the step's where only a gradient is."""
+        mine = [
             sample
             for loss, batch in zip(losses, batches, strict=True)
             for sample, value in zip(batch.sample_ids, loss.weighted.tolist(), strict=True)
             if not math.isfinite(value)
         ]
-        what = "loss" if samples else "gradient"
-        samples = samples or [sample for batch in batches for sample in batch.sample_ids]
+        trained_on = [sample for batch in batches for sample in batch.sample_ids]
+        gathered = self.ranks.gather((mine, trained_on))
+        at_fault = [sample for bad, _ in gathered for sample in bad]
+        what = "loss" if at_fault else "gradient"
+        samples = at_fault or [sample for _, all_of_rank in gathered for sample in all_of_rank]
+        where = [str(rank) for rank, (bad, _) in enumerate(gathered) if bad]
+        on_rank = f" (rank {', '.join(where)})" if self.ranks.world > 1 and where else ""
         self.optimizer.zero_grad(set_to_none=True)
+        state = "The weights of the step before are saved."
+        if self._moves_in_backward:
+            state = (
+                "With optim.fused_backward other weights have moved already, so the last checkpoint is what there is."
+            )
         raise NonFiniteError(
-            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}. The weights of "
-            "the step before are saved. Look at these images; to go on with other settings, such as a lower optim.lr, "
-            "export the run and train the export in a new run_dir"
+            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}{on_rank}. {state} "
+            "Look at these images; to go on with other settings, such as a lower optim.lr, export the run and train "
+            "the export in a new run_dir"
         )
 
-    def _after_step(self, metrics: Metrics) -> tuple[str, ...]:
+    @property
+    def _moves_in_backward(self) -> bool:
+        return isinstance(self.optimizer, FusedBackward)
+
+    def _after_step(self, metrics: Any) -> tuple[str, ...]:
         """Whatever is due after a step; returns what was done, in words."""
         step, config = self.steps_done, self.config
-        notes: list[str] = []
+        self._watchdog.at(step, "saving")
         # First of all: whatever fails below must not cost the steps since the last checkpoint.
-        if _due(step, config.checkpoint.every, config.steps):
-            self._save()
-            notes.append("checkpoint")
+        notes = self._save_if_due()
         if _due(step, config.log_every, config.steps):
-            record = self.window.summary(self._images_per_step, self.objective.schedule.num_timesteps)
-            metrics.write(step, {**record, "samples_seen": step * self._images_per_step})
-            self.window = Window()
-        if config.validation.every and config.validation.count and _due(step, config.validation.every, config.steps):
-            losses = self._validate()
-            metrics.write(step, {"validation_loss": losses})
-            noisiest = max(losses, key=int)
-            mean = sum(losses.values()) / len(losses)
-            notes.append(f"validation loss {mean:.4f}, at t = {noisiest} {losses[noisiest]:.4f}")
-        if config.preview.every and _due(step, config.preview.every, config.steps):
-            with self.ema.applied():
-                path, image = write_preview(self.model, config.preview, config.run_dir / "previews", step)
-            metrics.write_image(step, "previews", image)
-            notes.append(f"preview {path}")
+            notes += self._log(metrics)
+        for observer in self.observers:
+            if _due(step, observer.every, config.steps):
+                self._watchdog.at(step, observer.name)
+                with self.ema.applied():
+                    note = observer.look(step, metrics)
+                notes += [note] if note else []
         return tuple(notes)
 
-    def _validate(self) -> dict[str, float]:
-        with self.ema.applied(), self._precision():
-            return validation_loss(
-                self.model,
-                self.objective,
-                self.loader.validation_batches(self.config.micro_batch_size),
-                self.config.validation.timesteps,
-                self.config.max_chunks,
-            )
+    def _save_if_due(self) -> list[str]:
+        notes, self.saver.complaints = self.saver.complaints, []
+        if self._save_failed:
+            problem = self.saver.settle()
+            notes += [f"{problem}; training goes on, the next save is due as before"] if problem else []
+        if self._agreed.save or _due(self.steps_done, self.config.checkpoint.every, self.config.steps):
+            self.saver.save(self.state())
+            notes.append("checkpoint")
+        elif self.config.checkpoint.every and not self._reserved:
+            self.saver.reserve(self.state())
+        self._reserved = True
+        return notes
 
-    def _save(self) -> None:
-        directory = self.config.run_dir / "checkpoints"
-        state = Checkpoint(
+    def _log(self, metrics: Any) -> list[str]:
+        paces = self.ranks.gather(self._pace.mean())
+        step_seconds = paces[0].step
+        record = self._window.summary(self.ranks)
+        record |= {
+            "images_per_second": self._images_per_step / step_seconds if step_seconds else 0.0,
+            "data_wait": max(pace.data_wait for pace in paces) / step_seconds if step_seconds else 0.0,
+            "checkpoint_stall": self.saver.stall,
+            "samples_seen": self.steps_done * self._images_per_step,
+        }
+        slow = slow_ranks(paces)
+        metrics.write(self.steps_done, {**record, "slow_ranks": slow} if slow else record)
+        self._window.forget()
+        self._pace.forget()
+        return [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
+
+    def state(self) -> Checkpoint:
+        """The state after the last finished step: the very tensors that training goes on to change."""
+        return Checkpoint(
             step=self.steps_done,
             weights=self.parameters,
             ema=self.ema.average,
             optimizer=optimizer_tensors(self.optimizer, self.parameters),
             facts=self.facts,
         )
-        write_checkpoint(directory, state)
-        prune_checkpoints(directory, self.config.checkpoint.keep)
 
+    def _save_for_good(self) -> None:
+        """The last finished step is on disk when this returns."""
+        self.saver.settle()
+        if self.steps_done and self.saver.saved_step != self.steps_done:
+            self.saver.save(self.state())
+            self.saver.finish()
 
-def build_trainer(config: TrainConfig) -> tuple[Trainer, list[str]]:
-    """A trainer at the step where the run directory stands (0 when it is new), and what a user should be told.
-
-    The caller holds the run directory (`run_dir.hold_run_dir`).
-    Raises: ConfigError, ModelError, ShardError, CheckpointError as their parts do, before anything is trained.
-    """
-    # Absolute, so that the recorded config means the same from any directory.
-    config = replace(config, model=config.model.resolve(), latents=config.latents.resolve())
-    device = choose_device(config.device)
-    # The report's float32 with tf32 matrix products; without effect on a CPU.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    schedule = build_noise_schedule(config.schedule)
-    model = _load_base_model(config, device)
-    if config.preview.every:
-        check_canvas(model, config.preview.canvas)
-    loader = _build_loader(config, model)
-    checkpoints = config.run_dir / "checkpoints"
-    facts = {"base_model": base_digests(model), "latents": loader.fingerprint}
-    parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
-    trainer = Trainer(
-        config=config,
-        model=model,
-        objective=Objective(
-            schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type)
-        ),
-        loader=loader,
-        parameters=parameters,
-        optimizer=build_optimizer(config.optim, parameters),
-        ema=Ema(config.ema, parameters),
-        steps_done=0,
-        device=device,
-        facts=facts,
-    )
-    remove_unfinished(checkpoints)
-    checkpoint, damages = latest_checkpoint(checkpoints)
-    complaints = [f"{damage}; going on from the checkpoint before it" for damage in damages]
-    complaints += _lr_complaint(config) if checkpoint is not None else []
-    record_run(config, {**facts, **table_digest(config.tag_weights.table), "device": str(device)})
-    checkpoints.mkdir(exist_ok=True)
-    if checkpoint is not None:
-        _resume(trainer, checkpoint)
-    return trainer, complaints
-
-
-def _build_loader(config: TrainConfig, model: SDXLModel) -> BatchLoader:
-    """The loader of the run's latents, which must be those of this model's VAE."""
-    cache = open_latents(config.latents)
-    cache.require(vae_digest=vae_digest(model.vae))
-    return build_loader(
-        cache,
-        seed=config.seed,
-        micro_batch_size=config.micro_batch_size,
-        micro_batches_per_step=config.micro_batches_per_step,
-        validation_count=min(config.validation.count, len(cache) // _HELD_OUT_AT_MOST),
-        captions=config.captions,
-        tag_weights=config.tag_weights,
-    )
-
-
-def _load_base_model(config: TrainConfig, device: torch.device) -> SDXLModel:
-    """The base model with gradients on what is trained. The VAE, which only previews use, stays frozen."""
-    model = load_model(config.model, device=device)
-    # How the run predicts, not how its base did: previews must sample what is being learned.
-    model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
-    model.vae.requires_grad_(False)
-    model.unet.requires_grad_(True).train()
-    model.text_encoders.requires_grad_(config.optim.text_encoder_lr > 0)
-    if config.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
-    return model
-
-
-def _lr_complaint(config: TrainConfig) -> list[str]:
-    """A word on a learning rate that depends on the run's length, when the length changes."""
-    before = read_run_config(config.run_dir).steps
-    if before == config.steps or config.optim.lr_schedule == "constant":
-        return []
-    return [
-        f"steps was {before} and is now {config.steps}: from here on the {config.optim.lr_schedule} learning rate is "
-        f"that of {config.steps} steps, so this is not the run that {config.steps} steps from the start would have been"
-    ]
-
-
-def _resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Puts the checkpoint's state into the trainer.
-
-    Raises: CheckpointError when it was trained from another base model, on other latents, or does not fit.
-    """
-    check_base_model(trainer.config.run_dir, checkpoint, trainer.facts["base_model"])
-    if checkpoint.facts.get("latents") != trainer.facts["latents"]:
-        raise CheckpointError(
-            f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents}; "
-            "give the ones it was started with, or another run_dir"
-        )
-    if set(checkpoint.weights) != set(trainer.parameters):
-        raise CheckpointError(f"{trainer.config.run_dir}: its checkpoint holds other parameters than are trained now")
-    for name, parameter in trainer.parameters.items():
-        parameter.data.copy_(checkpoint.weights[name])
-    trainer.ema.load(checkpoint.ema)
-    load_optimizer(trainer.optimizer, trainer.parameters, checkpoint.optimizer)
-    trainer.steps_done = checkpoint.step
+    @contextlib.contextmanager
+    def _metrics(self) -> Iterator[Any]:
+        config = self.config
+        with contextlib.ExitStack() as stack:
+            if config.log_samples:
+                self._sample_log = SampleLog(config.run_dir, self.ranks, self.steps_done)
+                stack.callback(self._sample_log.close)
+            if self.ranks.is_first:
+                yield stack.enter_context(Metrics(config.run_dir, self.steps_done, config.tensorboard))
+            else:
+                yield NoMetrics()
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sumizome.data.buckets import (
     BucketConfig,
     assign_buckets,
+    bucket_classes,
     bucket_report,
     bucket_table,
     cover_sizes,
@@ -193,3 +194,50 @@ def test_a_picture_s_bucket_does_not_depend_on_its_neighbours() -> None:
     whole = assign_buckets(many, table)
     for i in (0, 17, len(many) - 1):
         assert assign_buckets(many[i : i + 1], table).bucket[0] == whole.bucket[i]
+
+
+# ── Area classes ──
+
+AREAS = BucketConfig(areas=(512, 768, 1024))
+
+
+def test_area_classes_are_the_tables_of_their_areas_one_behind_the_other() -> None:
+    table = bucket_table(AREAS)
+    parts = [bucket_table(BucketConfig(area=side)) for side in (512, 768, 1024)]
+    assert table.tolist() == np.concatenate(parts).tolist()
+    assert bucket_classes(table).tolist() == np.repeat([0, 1, 2], [len(part) for part in parts]).tolist()
+    assert not bucket_classes(parts[2]).any()
+
+
+def test_a_canvas_of_two_classes_belongs_to_the_smaller() -> None:
+    table = bucket_table(BucketConfig(areas=(768, 1024), max_side=1024))
+    assert len(np.unique(table, axis=0)) == len(table)
+    assert bucket_classes(table).max() == 1
+    with pytest.raises(ConfigError, match="rising"):
+        bucket_table(BucketConfig(areas=(1024, 512)))
+    with pytest.raises(ConfigError, match="no canvas that a smaller class lacks"):
+        bucket_table(BucketConfig(areas=(512, 513)))
+
+
+@given(st.lists(st.tuples(st.integers(16, 5000), st.integers(16, 5000)), min_size=1, max_size=40))
+def test_a_picture_goes_to_the_largest_class_that_it_fills(pictures: list[tuple[int, int]]) -> None:
+    sizes, table = np.array(pictures), bucket_table(AREAS)
+    classes = bucket_classes(table)
+    found = assign_buckets(sizes, table)
+    for size, bucket, error in zip(sizes, found.bucket.tolist(), found.aspect_error.tolist(), strict=True):
+        expected = None
+        for area_class in (2, 1, 0):
+            part = np.flatnonzero(classes == area_class)
+            nearest = assign_buckets(size[None], table[part])
+            target = table[part][nearest.bucket]
+            if area_class == 0 or (cover_sizes(size[None], target) <= size).all():
+                expected = part[nearest.bucket[0]], nearest.aspect_error[0]
+                break
+        assert (bucket, error) == expected
+
+
+def test_only_what_fills_no_class_is_enlarged_and_it_is_counted() -> None:
+    sizes = np.array([[2000, 2000], [800, 800], [767, 767], [512, 512], [511, 511], [1024, 1023]])
+    table = bucket_table(AREAS)
+    assert bucket_classes(table)[assign_buckets(sizes, table).bucket].tolist() == [2, 1, 0, 0, 0, 1]
+    assert bucket_report(sizes, table).upscaled.sum() == 1

@@ -120,6 +120,29 @@ def test_every_copy_names_a_picture_that_stays_and_is_near(entries: list[tuple[i
     assert not all_pairs(np.array([hashes[row] for row in left], np.uint64), limit)
 
 
+def slow_copies(hashes: np.ndarray, limit: int) -> list[tuple[int, int]]:
+    """By the definition: in turn, each follows the first leader that is near, or leads."""
+    leaders: list[int] = []
+    found = []
+    for row, mine in enumerate(hashes.tolist()):
+        near = [leader for leader in leaders if bits(mine, int(hashes[leader])) <= limit]
+        if near:
+            found.append((row, near[0]))
+        else:
+            leaders.append(row)
+    return found
+
+
+@pytest.mark.parametrize("layout", [0, 20, 40, 58])
+def test_many_pictures_of_one_layout_follow_the_same_leaders(layout: int) -> None:
+    """Hashes that agree in most bits stand in long runs of equal bands, of which not all pairs are made."""
+    rng = np.random.default_rng(layout)
+    hashes = rng.integers(1, 1 << (63 - layout), 700, dtype=np.uint64) | np.uint64(1 << 62)
+    hashes[::3] = hashes[0]
+    copies = find_copies([str(at) for at in range(700)], hashes, np.full(700, 9), DuplicateConfig(near="report"))
+    assert [(copy.row, copy.kept) for copy in copies] == slow_copies(hashes, 4)
+
+
 def test_a_chain_is_not_one_picture() -> None:
     hashes = np.array([0b0001, 0b0011, 0b0111, 0b1111], np.uint64)
     copies = find_copies(list("abcd"), hashes, np.array([9, 8, 7, 6]), DuplicateConfig("drop", "drop", 1))

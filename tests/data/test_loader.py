@@ -4,13 +4,16 @@ import dataclasses
 import itertools
 import threading
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from sumizome.data.buckets import BucketConfig, bucket_table
 from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
+from sumizome.data.latent_index import picture_hashes
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import BatchLoader, TrainBatch, build_loader, split_validation
 from sumizome.data.shards import CachePlan, Fingerprint, commit_unit, write_plan
@@ -126,7 +129,7 @@ def test_repeats_are_honoured_to_the_end_of_an_epoch_cycle(cache: LatentCache) -
 def test_tag_weights_are_those_of_the_trained_part(cache: LatentCache) -> None:
     config = TagWeightConfig(strength=0.5, min_count=1)
     loader = loader_of(cache, tag_weights=config)
-    train, _ = split_validation(cache.index.id, 6)
+    train, _ = split_validation(cache.index.picture_hash, 6)
     expected = dict(
         zip(cache.index.ids(train), tag_loss_weights(cache.index.table(train), config).tolist(), strict=True)
     )
@@ -143,15 +146,38 @@ def test_the_fingerprint_is_the_latents(cache: LatentCache) -> None:
 # ── The same bits however reached ──
 
 
-def test_prefetching_changes_nothing(cache: LatentCache) -> None:
+def test_workers_and_prefetching_change_nothing(cache: LatentCache) -> None:
     runs = []
-    for prefetch in (0, 1, 4):
-        with loader_of(cache, prefetch=prefetch).from_step(5) as steps:
+    for prefetch, workers in ((0, 1), (2, 0), (1, 1), (4, 1), (2, 2), (4, 4), (1, 4)):
+        with loader_of(cache, prefetch=prefetch, workers=workers).from_step(5) as steps:
             runs.append(list(itertools.islice(steps, 10)))
     for steps in zip(*runs, strict=True):
-        for batches in zip(*steps, strict=True):
-            assert_same(batches[0], batches[1])
-            assert_same(batches[0], batches[2])
+        for first, *others in zip(*steps, strict=True):
+            for other in others:
+                assert_same(first, other)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_the_processes_have_the_step_among_them_in_order(cache: LatentCache, world: int) -> None:
+    alone, steps = loader_of(cache, micro_batches_per_step=6), (0, 1, 7, 30)
+    loaders = [loader_of(cache, micro_batches_per_step=6, rank=rank, world=world) for rank in range(world)]
+    assert [place for loader in loaders for place in loader.share] == list(range(6))
+    for step in steps:
+        together = [batch for loader in loaders for batch in loader.step(step)]
+        for one, other in zip(alone.step(step), together, strict=True):
+            assert_same(one, other)
+
+
+def test_a_number_of_processes_that_does_not_fit_is_refused_at_once(cache: LatentCache) -> None:
+    with pytest.raises(ConfigError, match="by 4 processes"):
+        loader_of(cache, micro_batches_per_step=6, rank=0, world=4)
+
+
+@pytest.mark.gpu
+def test_pinning_changes_nothing_but_the_place(cache: LatentCache) -> None:
+    for plain, pinned in zip(loader_of(cache).step(3), loader_of(cache, pin_memory=True).step(3), strict=True):
+        assert pinned.latents.is_pinned() and pinned.tag_weight.is_pinned()
+        assert_same(plain, pinned)
 
 
 def test_a_step_does_not_depend_on_what_came_before(cache: LatentCache) -> None:
@@ -166,6 +192,31 @@ def test_another_seed_is_another_run(cache: LatentCache) -> None:
     one, other = loader_of(cache).step(0), loader_of(cache, seed=4).step(0)
     assert [b.sample_ids for b in one] != [b.sample_ids for b in other]
     assert not {s for b in one for s in b.seeds.tolist()} & {s for b in other for s in b.seeds.tolist()}
+
+
+# ── Area classes ──
+
+
+def test_with_area_classes_each_step_is_of_one_and_every_picture_comes(tmp_path: Path) -> None:
+    table = bucket_table(BucketConfig(areas=(32, 64), step=16))
+    buckets = tuple((height, width) for height, width in table.tolist())
+    plan = CachePlan(dataclasses.replace(FINGERPRINT, buckets=buckets), 40, 40, "sumizome prepare")
+    write_plan(tmp_path, plan)
+    rows = [facts(number) for number in range(40)]
+    canvas = table[np.arange(40) * 7 % len(table)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns |= {"bucket_h": canvas[:, 0].tolist(), "bucket_w": canvas[:, 1].tolist(), "repeats": [1] * 40}
+    commit_unit(tmp_path, plan, 0, [np.zeros((4, h // 8, w // 8), np.float16) for h, w in canvas], columns, [])
+    loader = loader_of(open_latents(tmp_path), micro_batch_size=1, micro_batches_per_step=2, validation_count=0)
+    shown = Counter[str]()
+    largest = Counter[bool]()
+    for step in range(40):  # two epochs: by then nothing is carried
+        sizes = [batch.time_ids[0, 4:].prod().item() for batch in loader.step(step)]
+        (large,) = {size > 32 * 32 for size in sizes}
+        largest[large] += 1
+        shown.update(sample_id for batch in loader.step(step) for sample_id in batch.sample_ids)
+    assert set(shown.values()) == {2} and len(shown) == 40
+    assert len(largest) == 2
 
 
 # ── The thread ──
@@ -198,6 +249,9 @@ def test_leaving_early_ends_the_thread(cache: LatentCache) -> None:
         next(steps)
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+    with loader_of(cache, prefetch=6, workers=4).from_step(0) as steps:
+        next(steps)
+    assert threading.active_count() == before
 
 
 # ── Validation ──
@@ -208,19 +262,23 @@ def ids_of(count: int) -> pa.ChunkedArray:
     return pa.chunked_array([names[: count // 3], names[count // 3 :]])
 
 
+def hashes(ids: pa.ChunkedArray) -> np.ndarray:
+    return picture_hashes(ids.to_pylist())
+
+
 def test_the_split_is_exact_disjoint_and_of_no_order() -> None:
     ids = ids_of(500)
-    train, held = split_validation(ids, 40)
+    train, held = split_validation(hashes(ids), 40)
     assert len(held) == 40 and sorted([*train, *held]) == list(range(500))
     shuffled = np.random.default_rng(0).permutation(500)
-    _, again = split_validation(ids.take(pa.array(shuffled)), 40)
+    _, again = split_validation(hashes(ids.take(pa.array(shuffled))), 40)
     assert set(shuffled[again]) == set(held)
 
 
 def test_adding_pictures_replaces_few_of_those_held_out() -> None:
     few, many = ids_of(500), ids_of(600)
-    before = set(few.take(split_validation(few, 40)[1]).to_pylist())
-    after = set(many.take(split_validation(many, 40)[1]).to_pylist())
+    before = set(few.take(split_validation(hashes(few), 40)[1]).to_pylist())
+    after = set(many.take(split_validation(hashes(many), 40)[1]).to_pylist())
     # Of 100 new pictures about 40·100/600 displace an old one.
     assert len(before - after) <= 16
 
@@ -228,7 +286,7 @@ def test_adding_pictures_replaces_few_of_those_held_out() -> None:
 def test_a_copy_of_a_held_out_picture_is_not_trained_on() -> None:
     names = [f"{number:016x}" for number in range(10)]
     copies = [f"{name}-2" for name in names]
-    train, held = split_validation(pa.chunked_array([names + copies]), 4)
+    train, held = split_validation(hashes(pa.chunked_array([names + copies])), 4)
     assert len(held) == 4
     assert {row % 10 for row in held.tolist()} & {row % 10 for row in train.tolist()} == set()
     assert len(train) == 12
@@ -236,7 +294,7 @@ def test_a_copy_of_a_held_out_picture_is_not_trained_on() -> None:
 
 def test_holding_everything_out_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"10 pictures are to be held out .* there are 10 in all"):
-        split_validation(ids_of(10), 10)
+        split_validation(hashes(ids_of(10)), 10)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 100])

@@ -66,6 +66,10 @@ def test_the_digest_follows_the_rows_and_nothing_else(tmp_path: Path) -> None:
     assert len({other.digest for other in [original, *different]}) == 6
 
 
+def test_manifests_without_tars_keep_the_digest_that_caches_were_made_with() -> None:
+    assert manifest().digest == "1b1b521b3e64d7ca727c613127a6f5870dd2a24d76b1d33d69bfe1eb0bec77cf"
+
+
 def test_categories_are_stored_sealed_and_part_of_the_digest(tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     plain = manifest()
@@ -144,7 +148,9 @@ def test_another_version_or_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="seal"):
         load_manifest(path)
     for header, complaint in [
-        (sound | {"version": 2}, "version 1, found version 2"),
+        (sound | {"version": 2}, "a column 'archive', found none"),
+        (sound | {"version": 3}, "version 1 or 2, found version 3"),
+        (sound | {"version": True}, "found version True"),
         ({}, "header"),
         ([], "header"),
         (sound | {"sources": ["relative"] * 2}, "header"),

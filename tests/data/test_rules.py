@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from test_source_kinds import write_lines
 from sumizome.data.images import ImageRejected
 from sumizome.data.ingest import ingest
 from sumizome.data.records import Record
-from sumizome.data.rules import TagRewriter, check_rating, derived_tags, load_tag_rewriter
+from sumizome.data.rules import TagRewriter, check_rating, derive_tags, load_tag_rewriter
 from sumizome.data.source_config import PictureRules, SourceConfig, TagLists
 from sumizome.data.tags import MAX_TAGS, ParsedTags
 from sumizome.errors import ConfigError, DataError
@@ -24,8 +25,15 @@ def record(score: float | None = None, year: int | None = None, rating: str | No
 
 
 def quality(records: list[Record], thresholds: tuple[str, ...] = QUALITY) -> list[str]:
-    added = derived_tags(records, PictureRules(quality=thresholds))
-    return [each[0][0] if each else "" for each in added]
+    return texts(records, PictureRules(quality=thresholds))
+
+
+def texts(records: list[Record], rules: PictureRules) -> list[str]:
+    scores = np.array([np.nan if each.score is None else each.score for each in records], np.float64)
+    derived = derive_tags(scores, np.array([each.year or 0 for each in records], np.int16), rules)
+    found = derived.texts(np.arange(len(records)))
+    assert sum(derived.counts.values()) == sum(len(list(filter(None, text.split(", ")))) for text in found)
+    return found
 
 
 # --- quality and year -------------------------------------------------------------------------------------------------
@@ -55,7 +63,9 @@ def test_quality_rises_with_score_and_knows_no_order(pairs: list[tuple[int, int 
 
 def test_the_year_tag_is_spelt_as_told() -> None:
     rules = PictureRules(year="year {year}")
-    assert derived_tags([record(year=2021), record()], rules) == [[("year 2021", "year")], []]
+    assert texts([record(year=2021), record()], rules) == ["year 2021", ""]
+    both = PictureRules(year="year {year}", quality=QUALITY)
+    assert texts([record(1.0, 2021), record(2.0), record()], both) == ["good, year 2021", "good", ""]
 
 
 @pytest.mark.parametrize(

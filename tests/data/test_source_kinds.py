@@ -1,5 +1,6 @@
 """Dumps, sidecars and metadata JSON beside pictures: each picture a row or a reject, no name a path."""
 
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 from test_ingest import draw, reasons, rows
 
 from sumizome.cli import ingest as cli
+from sumizome.data import matching
 from sumizome.data.ingest import IngestResult, ingest, ingest_to
 from sumizome.data.manifest import load_manifest
 from sumizome.data.source_config import Columns, PictureRules, SourceConfig
 from sumizome.data.source_file import load_sources
+from sumizome.data.sources import scan_source
 from sumizome.errors import ConfigError, DataError
 
 
@@ -237,3 +240,47 @@ def test_one_table_of_records_belongs_to_one_folder(tmp_path: Path) -> None:
         cli.run(cli.Command((tmp_path, tmp_path), tmp_path / "m.parquet", kind="booru", records=tmp_path / "x.jsonl"))
     with pytest.raises(ConfigError, match="set them in --sources"):
         cli.run(cli.Command((), tmp_path / "m.parquet", rules=PictureRules(min_side=3), sources=tmp_path / "s.toml"))
+
+
+def test_records_are_compared_with_the_files(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    claims = [
+        {"image_width": 16, "image_height": 20, "file_ext": "png"},
+        {"width": 20, "height": 16},  # the other way up: EXIF turns pictures
+        {"image_width": 1200, "image_height": 800, "file_ext": ".PNG"},  # a thumbnail
+        {"width": "16", "height": 20.0, "file_ext": "jpg"},
+        {"file": {"width": 1, "height": 1, "ext": "webp"}},
+        {"width": 99, "file_ext": "mp4"},  # half a size and a suffix that is no picture's say nothing
+        {"width": [1], "height": None, "file_ext": 3},
+    ]
+    for number in range(len(claims)):
+        draw(root / f"{number}.png", number)
+    content = [{"id": number, "tags": "a"} | each for number, each in enumerate(claims)]
+    table = write_lines(tmp_path / "posts.jsonl", content)
+    told = {"2.png": ("800×1200", "20×16"), "3.png": ("JPEG", "PNG"), "4.png": ("1×1 WEBP", "20×16 PNG")}
+    result = ingest_to(tmp_path / "m.parquet", [SourceConfig(root, "booru", table)], workers=0)
+    assert {line.path: (line.told, line.found) for line in result.mismatches} == told
+    assert len(result.manifest) == len(claims)
+    with (tmp_path / "m.mismatches.csv").open(newline="") as file:
+        assert [line["path"] for line in csv.DictReader(file)] == sorted(told)
+    strict = SourceConfig(root, "booru", table, rules=PictureRules(mismatch="reject"))
+    assert reasons(run(strict)) == dict.fromkeys(told, "record_mismatch")
+    pq.write_table(pa.table({"id": [2], "image_width": [1200], "image_height": [800]}), tmp_path / "p.parquet")
+    (line,) = run(SourceConfig(root, "booru", tmp_path / "p.parquet")).mismatches
+    assert (line.path, line.told) == ("2.png", "800×1200")
+
+
+def test_sidecars_read_by_many_processes_say_what_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "images"
+    for number in range(40):
+        (root / f"{number}").mkdir(parents=True)
+        (root / f"{number}" / "x.png").touch()
+        text = "{" if number % 7 == 0 else json.dumps({"tags_artist": [f"tag_{number % 3}"], "score": number})
+        (root / f"{number}" / "x.png.json").write_text(text)
+    monkeypatch.setattr(matching, "_CHUNK", 3)
+    monkeypatch.setattr(matching, "_FEW", 10)
+    config = SourceConfig(root, "gallery-dl", rules=PictureRules(quality=("0=low", "50=good")))
+    one, two = (scan_source(0, config, workers) for workers in (0, 2))
+    assert list(one.entries()) == list(two.entries())
+    assert one.rejects == two.rejects
+    assert (len(one), len(one.rejects), one.categories) == (34, 6, two.categories)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from sumizome.diffusion.prediction import (
     PredictionType,
     check_prediction_type,
-    convert_output,
     denoised_from_output,
     output_from_denoised,
     training_target,
@@ -71,13 +70,9 @@ def test_at_the_terminal_step_the_target_still_denoises_to_the_latents(predictio
 @given(timestep=st.integers(0, 998), source=st.sampled_from(TYPES), destination=st.sampled_from(TYPES))
 def test_one_target_converts_into_another(timestep: int, source: PredictionType, destination: PredictionType) -> None:
     latents, noise, noised_latents, alphas_cumprod = _sample(timestep)
-    converted = convert_output(
-        source,
-        destination,
-        training_target(source, latents, noise, alphas_cumprod),
-        noised_latents,
-        alphas_cumprod,
-    )
+    output = training_target(source, latents, noise, alphas_cumprod)
+    denoised = denoised_from_output(source, output, noised_latents, alphas_cumprod)
+    converted = output_from_denoised(destination, denoised, noised_latents, alphas_cumprod)
     expected = training_target(destination, latents, noise, alphas_cumprod)
     torch.testing.assert_close(converted, expected, rtol=0, atol=1e-8)
 

@@ -229,6 +229,23 @@ def test_a_file_without_vae_still_gives_its_unet(tiny: SDXLModel, tiny_file: Pat
     assert model_digest(load_model(path, components=("unet",)).unet) == model_digest(tiny.unet)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_unet_alone_loads_with_or_without_its_prefix(
+    tiny: SDXLModel, tiny_file: Path, tmp_path: Path, prefix: str
+) -> None:
+    own = "model.diffusion_model."
+    tensors = {
+        prefix + name.removeprefix(own): tensor for name, tensor in load_file(tiny_file).items() if name.startswith(own)
+    }
+    path = tmp_path / "unet.safetensors"
+    save_file(tensors | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, path)
+    model = load_model(path, components=("unet",))
+    assert model_digest(model.unet) == model_digest(tiny.unet)
+    assert model.prediction_type == "v_prediction" and model.schedule_config.zero_terminal_snr
+    with pytest.raises(ModelError, match="has no vae"):
+        load_model(path)
+
+
 _IN_CLIP = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"
 _IN_VAE = "first_stage_model.encoder.mid.attn_1.q.weight"
 _IN_UNET = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
@@ -290,7 +307,7 @@ def test_a_file_says_what_it_predicts(
     [
         ("lora_unet_down_blocks_0.lora_up.weight", "LoRA"),
         ("conditioner.embedders.0.model.ln_final.weight", "refiner"),
-        ("input_blocks.0.0.weight", "bare U-Net"),
+        ("input_blocks.0.0.weight", "no downsampling"),
         ("down_blocks.0.resnets.0.conv1.weight", "diffusers folder"),
         ("something.else", "none of SDXL's networks"),
     ],

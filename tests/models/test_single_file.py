@@ -13,10 +13,11 @@ from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import ExportError, ModelError
 from sumizome.models.architecture import Config, clip_config, unet_config, vae_config
+from sumizome.models.infer_config import infer_configs
 from sumizome.models.key_map import from_original, key_rules, to_original
 from sumizome.models.networks import build_network, native_state
+from sumizome.models.prediction_marks import prediction_markers, prediction_metadata, prediction_of
 from sumizome.models.sdxl import SDXLModel
-from sumizome.models.single_file import infer_configs, prediction_markers, prediction_metadata, prediction_of
 
 SDXL: dict[str, Config] = {
     "unet": unet_config(),

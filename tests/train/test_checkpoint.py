@@ -1,5 +1,7 @@
 """Checkpoints: whole or not at all, every damage named, the previous one used, nothing unpickled."""
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -7,21 +9,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from sumizome.errors import CheckpointError
 from sumizome.train import checkpoint as module
 from sumizome.train.checkpoint import (
+    PARTS,
     Checkpoint,
     latest_checkpoint,
     list_checkpoints,
-    load_optimizer,
-    optimizer_tensors,
+    open_checkpoint,
     prune_checkpoints,
-    read_checkpoint,
     remove_unfinished,
+    verify_checkpoint,
     write_checkpoint,
 )
+from sumizome.train.ema import Ema, EmaConfig
+from sumizome.train.state import optimizer_tensors, restore
 
 
 def made(step: int) -> Checkpoint:
@@ -32,11 +37,10 @@ def made(step: int) -> Checkpoint:
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, made(7))
-    read = read_checkpoint(path)
+    read = open_checkpoint(write_checkpoint(tmp_path, made(7)))
     assert read.step == 7
-    for name in ("weights", "ema", "optimizer"):
-        written, found = getattr(made(7), name), getattr(read, name)
+    for name in PARTS:
+        written, found = getattr(made(7), name), read.read(name)
         assert written.keys() == found.keys()
         for key in written:
             torch.testing.assert_close(found[key], written[key], rtol=0, atol=0)
@@ -57,7 +61,8 @@ def zero(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
-FILES = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+FILES = (f"weights/{SHARD}", f"ema/{SHARD}", f"optimizer/{SHARD}", "state.json", "manifest.json")
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, zero, Path.unlink])
@@ -69,7 +74,7 @@ def test_every_damage_is_named_and_the_previous_checkpoint_used(
     newest = write_checkpoint(tmp_path, made(2))
     damage(newest / name)
     with pytest.raises(CheckpointError, match=name):
-        read_checkpoint(newest)
+        open_checkpoint(newest)
     checkpoint, complaints = latest_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.step == 1
@@ -78,7 +83,7 @@ def test_every_damage_is_named_and_the_previous_checkpoint_used(
 
 def test_all_damaged_is_an_error_and_none_is_a_fresh_start(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "none") == (None, [])
-    truncate(write_checkpoint(tmp_path, made(1)) / "ema.safetensors")
+    truncate(write_checkpoint(tmp_path, made(1)) / "ema" / SHARD)
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         latest_checkpoint(tmp_path)
 
@@ -96,7 +101,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones_and_nothing_half(
         write_checkpoint(tmp_path, made(2))
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert read_checkpoint(tmp_path / "step-00000001").step == 1
+    assert open_checkpoint(tmp_path / "step-00000001").step == 1
 
 
 def test_a_killed_save_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
@@ -112,6 +117,61 @@ def test_pruning_keeps_the_last_two_whatever_is_asked(tmp_path: Path) -> None:
         write_checkpoint(tmp_path, made(step))
     prune_checkpoints(tmp_path, keep=0)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
+
+
+def test_a_file_that_nobody_vouches_for_is_not_read(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, made(1))
+    shutil.copy(path / "weights" / SHARD, path / "weights" / "shard-00002-model-00001-of-00001.safetensors")
+    with pytest.raises(CheckpointError, match=r"shard-00002.*not in manifest"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "weights/../../x.safetensors", "weights/a.pkl"]
+)
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path, made(1))
+    listed = json.loads((path / "manifest.json").read_text())["sha256"] | {name: "0" * 64}
+    (path / "manifest.json").write_text(json.dumps({"sha256": listed}))
+    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
+        open_checkpoint(path)
+
+
+def test_pruning_counts_only_checkpoints_that_verify(tmp_path: Path) -> None:
+    for step in range(1, 5):
+        write_checkpoint(tmp_path, made(step))
+    flip(tmp_path / "step-00000003" / "ema" / SHARD)
+    prune_checkpoints(tmp_path, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003", "step-00000004"]
+    verify_checkpoint(tmp_path / "step-00000002")
+
+
+def test_large_states_are_cut_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FILE_BYTES", 1000)
+    tensors = {f"unet.{name}": torch.randn(100) for name in "abcdefg"}
+    saved = open_checkpoint(write_checkpoint(tmp_path, Checkpoint(1, tensors, tensors, {})))
+    assert len(list((saved.path / "weights").iterdir())) == 4  # 2800 bytes, two tensors a file
+    assert all(torch.equal(saved.read("weights")[name], value) for name, value in tensors.items())
+    assert saved.read("optimizer") == {}
+
+
+def test_a_checkpoint_of_version_1_still_loads(tmp_path: Path) -> None:
+    state, folder = made(5), tmp_path / "step-00000005"
+    folder.mkdir()
+    for part in PARTS:
+        save_file(dict(getattr(state, part)), folder / f"{part}.safetensors")
+    (folder / "state.json").write_text(json.dumps({"format": 1, "step": 5, "facts": {"latents": "x"}}))
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}))
+    saved, complaints = latest_checkpoint(tmp_path)
+    assert saved is not None
+    assert (saved.step, saved.facts, complaints) == (5, {"latents": "x"}, [])
+    for part in PARTS:
+        for name, value in getattr(state, part).items():
+            assert torch.equal(saved.read(part)[name], value)
+    flip(folder / "ema.safetensors")
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors"):
+        open_checkpoint(folder)
 
 
 def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -130,13 +190,12 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
     for number in range(3):
         step(layer, optimizer, number)
     parameters = {f"unet.{name}": p for name, p in layer.named_parameters()}
-    state = Checkpoint(3, parameters, {}, optimizer_tensors(optimizer, parameters))
-    read = read_checkpoint(write_checkpoint(tmp_path, state))
+    average = Ema(EmaConfig(), parameters).average
+    state = Checkpoint(3, parameters, average, optimizer_tensors(optimizer, parameters))
+    saved = open_checkpoint(write_checkpoint(tmp_path, state))
     other_parameters = {f"unet.{name}": p for name, p in other.named_parameters()}
-    for name, parameter in other_parameters.items():
-        parameter.data.copy_(read.weights[name])
     resumed = optimizer_for(other)
-    load_optimizer(resumed, other_parameters, read.optimizer)
+    restore(saved, other_parameters, resumed, Ema(EmaConfig(), other_parameters))
     for number in range(3, 6):
         step(layer, optimizer, number)
         step(other, resumed, number)

@@ -1,6 +1,7 @@
 """Learning rate as a function of the step, weight decay where it belongs, and an AdamW step in closed form."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -58,3 +59,75 @@ def test_no_factor_is_ever_negative_or_not_finite() -> None:
         assert all(
             0 <= lr_factor(config, step, 10) <= 1 and math.isfinite(lr_factor(config, step, 10)) for step in range(15)
         )
+
+
+def _trained(config: OptimConfig, steps: int = 40) -> tuple[float, float]:
+    """The loss of a least-squares problem before and after some steps."""
+    source = torch.Generator().manual_seed(1)
+    inputs = torch.randn(64, 80, generator=source, dtype=torch.float32)
+    wanted = inputs @ torch.randn(80, 80, generator=source)
+    # Not zeros: Adafactor's step is relative to the size of the weights.
+    weight = nn.Parameter(torch.randn(80, 80, generator=source))
+    optimizer = build_optimizer(config, {"unet.w": weight})
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss = (inputs @ weight.float() - wanted).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
+
+
+@pytest.mark.parametrize("fused_backward", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adafactor"])
+def test_every_optimizer_descends(name: str, fused_backward: bool) -> None:
+    first, last = _trained(OptimConfig(name=name, lr=0.1, fused_backward=fused_backward))
+    assert last < 0.3 * first
+
+
+def test_eight_bit_moments_are_a_quarter_of_the_memory_and_nearly_the_same_descent() -> None:
+    _, full = _trained(OptimConfig(name="adamw", lr=0.02))
+    _, small = _trained(OptimConfig(name="adamw8bit", lr=0.02))
+    assert small == pytest.approx(full, rel=0.05)
+
+
+def test_a_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ConfigError, match=r"sumizome\[8bit\]"):
+        build_optimizer(OptimConfig(name="adamw8bit"), {"unet.w": nn.Parameter(torch.ones(2, 2))})
+
+
+def test_inside_the_backward_pass_the_weights_move_as_outside_it() -> None:
+    def weights(fused_backward: bool) -> list[torch.Tensor]:
+        source = torch.Generator().manual_seed(2)
+        layers = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+        for parameter in layers.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=source)
+        named = {f"unet.{name}": p for name, p in layers.named_parameters()}
+        optimizer = build_optimizer(
+            OptimConfig(lr=0.01, max_grad_norm=0.0, fused_backward=fused_backward, warmup_steps=0), named
+        )
+        for _ in range(5):
+            optimizer.zero_grad(set_to_none=True)
+            layers(torch.randn(3, 6, generator=source)).square().sum().backward()
+            optimizer.step()
+        assert all(p.grad is None for p in named.values()) == fused_backward
+        return [p.detach() for p in named.values()]
+
+    for inside, outside in zip(weights(True), weights(False), strict=True):
+        torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+def test_the_fused_norm_is_the_global_one_and_what_is_not_finite_moves_nothing() -> None:
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer(
+        OptimConfig(lr=0.1, max_grad_norm=0.0, fused_backward=True), {"unet.a": first, "unet.b": second}
+    )
+    (3 * first.sum() + 4 * second.sum()).backward()
+    assert float(optimizer.grad_norm()) == pytest.approx(math.sqrt(3 * 9 + 2 * 16))
+    before = second.detach().clone()
+    optimizer.zero_grad()
+    (first.sum() + torch.nan * second.sum()).backward()
+    assert not optimizer.grad_norm().isfinite()
+    torch.testing.assert_close(second.detach(), before, rtol=0, atol=0)

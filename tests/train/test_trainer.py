@@ -8,22 +8,23 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
 from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.train.checkpoint import list_checkpoints
+from sumizome.train.build import build_trainer
+from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
 from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
 from sumizome.train.metrics import read_metrics
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model, read_run_config
-from sumizome.train.trainer import StepReport, build_trainer
+from sumizome.train.trainer import StepReport
 
 
 @pytest.fixture
@@ -64,11 +65,9 @@ def _until(steps: Iterator[StepReport], until: int | None) -> Iterator[StepRepor
 
 def state(config: TrainConfig) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, and the step."""
-    newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
-    files = {name: load_file(newest / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")}
-    # Copies: what is loaded maps the file, which a test may damage next.
-    tensors = {f"{name}:{key}": value.clone() for name, file in files.items() for key, value in file.items()}
-    return tensors | {"step": torch.tensor(json.loads((newest / "state.json").read_text())["step"])}
+    newest = open_checkpoint(list_checkpoints(config.run_dir / "checkpoints")[-1])
+    tensors = {f"{part}:{name}": value for part in PARTS for name, value in newest.read(part).items()}
+    return tensors | {"step": torch.tensor(newest.step)}
 
 
 def assert_equal_states(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -174,11 +173,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(config: TrainConf
     train(config)
     done = state(config)
     newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
-    (newest / "ema.safetensors").write_bytes(b"")
+    (damaged,) = (newest / "ema").iterdir()
+    damaged.write_bytes(b"")
     with hold_run_dir(config.run_dir):
         trainer, warnings = build_trainer(config)
         assert trainer.steps_done == 2
-        assert "ema.safetensors" in warnings[0]
+        assert str(damaged) in warnings[0]
         assert [report.steps_done for report in trainer.steps()] == [3, 4]
     assert_equal_states(state(config), done)
 
@@ -332,7 +332,7 @@ def test_what_fails_after_a_step_costs_no_checkpoint(config: TrainConfig, monkey
     def broken(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sumizome.train.trainer.write_preview", broken)
+    monkeypatch.setattr("sumizome.train.observers.write_preview", broken)
     config = replace(config, checkpoint=CheckpointConfig(every=1), preview=PreviewConfig(every=1, canvas=(32, 32)))
     with pytest.raises(OSError, match="No space"):
         train(config)
@@ -344,3 +344,58 @@ def test_a_longer_cosine_is_said_to_be_another_run(config: TrainConfig) -> None:
     with hold_run_dir(config.run_dir):
         _, warnings = build_trainer(replace(config, steps=8))
     assert "steps was 4 and is now 8" in warnings[0]
+
+
+MEMORY_SAVERS = {
+    "8-bit Adam": {"optim": {"name": "adamw8bit"}},
+    "Adafactor": {"optim": {"name": "adafactor"}},
+    "fused backward": {"optim": {"fused_backward": True}},
+    "bfloat16 weights": {"precision": "pure_bf16"},
+    "bfloat16 weights, fused, average and text encoders in main memory": {
+        "precision": "pure_bf16",
+        "offload_text_encoders": True,
+        "gradient_checkpointing": True,
+        "optim": {"fused_backward": True},
+        "ema": {"device": "cpu"},
+    },
+}
+
+
+@pytest.mark.parametrize("settings", MEMORY_SAVERS.values(), ids=MEMORY_SAVERS.keys())
+def test_what_saves_memory_trains_and_resumes_bit_for_bit(config: TrainConfig, settings: dict[str, Any]) -> None:
+    nested = {name: replace(getattr(config, name), **settings[name]) for name in ("optim", "ema") if name in settings}
+    config = replace(config, micro_batches_per_step=1, **{**settings, **nested})
+    reports = train(config)
+    assert all(math.isfinite(report.loss) for report in reports)
+    parts = replace(config, run_dir=config.run_dir.with_name("parts"))
+    train(parts, until=2)
+    train(parts)
+    whole = state(config)
+    assert_equal_states(whole, state(parts))
+    weights = {tensor.dtype for name, tensor in whole.items() if name.startswith("weights:")}
+    assert weights == {torch.bfloat16 if config.precision == "pure_bf16" else torch.float32}
+    assert {tensor.dtype for name, tensor in whole.items() if name.startswith("ema:")} == {torch.float32}
+    load_trained_model(config.run_dir)  # in float32, from whatever the weights were trained in
+
+
+def test_settings_of_one_device_or_of_frozen_encoders_are_refused_elsewhere(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match="micro_batches_per_step"):
+        replace(config, optim=replace(config.optim, fused_backward=True))
+    with pytest.raises(ConfigError, match="text_encoder_lr"):
+        replace(config, offload_text_encoders=True, optim=replace(config.optim, text_encoder_lr=1e-4))
+    with pytest.raises(ConfigError, match="stochastically"):
+        train(replace(config, precision="pure_bf16", optim=replace(config.optim, name="adafactor")))
+
+
+def test_a_fused_update_that_meets_infinity_is_not_saved(config: TrainConfig) -> None:
+    config = replace(config, micro_batches_per_step=1, optim=replace(config.optim, fused_backward=True))
+    train(config, until=2)
+    before = state(config)
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        last = next(iter(trainer.parameters.values()))  # the backward pass comes to the first layer last
+        last.register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(NonFiniteError, match=r"gradient is not finite.*last checkpoint is what there is"):
+            list(trainer.steps())
+    assert_equal_states(state(config), before)
+    assert [report.steps_done for report in train(config)] == [3, 4]

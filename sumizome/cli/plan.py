@@ -1,0 +1,162 @@
+"""Say what a run would take, without a GPU and without allocating the model: memory, FLOP, checkpoints, days.
+
+    sumizome plan run.toml --gpus 256 --gpu h100 --images 6000000 --epochs 10
+    sumizome plan run.toml --gpu 4090
+
+Reads the same file as `sumizome train`. Model and latents need not be there: SDXL's own shapes and buckets stand in for
+them. What would make an impossible plan fit is said with its price.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sumizome.data.buckets import BucketConfig
+from sumizome.errors import ConfigError
+from sumizome.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from sumizome.planning import Change, Plan
+
+__all__ = ["Command", "run"]
+
+
+@dataclass(frozen=True)
+class Command(TrainConfig):
+    """The run, and the machine that it is to run on."""
+
+    gpus: int = 1
+    """GPUs in all; micro_batches_per_step must be a multiple of it."""
+    gpu: str = "h100"
+    """h100, h200, a100, a100-40, l40s, a6000, 4090, 3090 or 5090: its memory and its peak FLOP."""
+    gpu_memory: float = 0.0
+    """GB (10⁹ bytes) of one GPU; 0 = those of `gpu`."""
+    mfu: float = 0.35
+    """Share of the peak FLOP that training reaches; an assumption, so state your own once you have measured it."""
+    images: int = 0
+    """Pictures of the set; 0 = what `steps` make, in one epoch."""
+    epochs: float = 1.0
+    """How often each picture is shown."""
+    gpus_per_machine: int = 8
+    """For the disk's speed, and for hybrid sharding."""
+    disk_speed: float = 1.0
+    """GB/s at which one machine writes checkpoints."""
+    buckets: BucketConfig = field(default_factory=BucketConfig)
+    """Where the latents are not there to say."""
+    json: bool = False
+    """Print one JSON object instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpus < 1 or self.gpus_per_machine < 1:
+            raise ConfigError("gpus and gpus_per_machine must be at least 1")
+        if not 0 < self.mfu <= 1 or self.disk_speed <= 0 or self.epochs <= 0 or self.gpu_memory < 0:
+            raise ConfigError("mfu lies between 0 and 1; disk_speed and epochs are above 0; gpu_memory is not negative")
+
+
+def run(command: Command) -> None:
+    """Prints the plan, and a way to make it fit where it does not."""
+    from sumizome.planning import make_plan, read_networks, way_to_fit
+
+    networks = read_networks(command.model)
+    plan = make_plan(command, _cluster(command), networks, images=_images(command), buckets=command.buckets)
+    changes, fitting = ([], plan) if plan.fits else way_to_fit(plan, networks, command.buckets)
+    if command.json:
+        print(json.dumps(_as_json(plan) | {"changes": [change.setting for change in changes]}))
+        return
+    print(f"{networks.origin}; {_machine(plan)}")
+    for line in (*_memory_lines(plan), *_work_lines(plan), *_fit_lines(plan, changes, fitting)):
+        print(line)
+
+
+def _cluster(command: Command) -> Any:
+    from sumizome.planning import GPUS, Cluster
+
+    if command.gpu not in GPUS:
+        raise ConfigError(f"gpu is {command.gpu!r}; give one of {', '.join(GPUS)}, or the nearest and --gpu-memory")
+    half, tf32, memory = GPUS[command.gpu]
+    return Cluster(
+        gpus=command.gpus,
+        gpu_memory=command.gpu_memory or memory,
+        peak_tflops=(half, tf32),
+        mfu=command.mfu,
+        gpus_per_machine=command.gpus_per_machine,
+        disk_speed=command.disk_speed,
+    )
+
+
+def _images(command: Command) -> int:
+    """Showings in all."""
+    of_steps = command.steps * command.micro_batch_size * command.micro_batches_per_step
+    return int(command.images * command.epochs) if command.images else of_steps
+
+
+def _machine(plan: "Plan") -> str:
+    cluster, config = plan.cluster, plan.config
+    gpus = f"{cluster.gpus} GPU{'s' if cluster.gpus > 1 else ''} of {cluster.gpu_memory:g} GB"
+    batch = config.micro_batch_size * config.micro_batches_per_step
+    return f"{gpus}, {plan.strategy if cluster.gpus > 1 else 'one process'}, {config.precision}, {batch} images a step"
+
+
+def _memory_lines(plan: "Plan") -> Iterator[str]:
+    height, width = max(plan.flop_by_bucket, key=lambda canvas: canvas[0] * canvas[1])
+    sizes = {**plan.memory.parts, "gaps (5 %)": 0.05 * sum(plan.memory.parts.values()), "CUDA": plan.memory.context}
+    yield ""
+    yield f"memory of one GPU, at {height}×{width}, {plan.config.micro_batch_size} a micro-batch, GB (10⁹ bytes):"
+    for name, size in sizes.items():
+        yield f"  {name:<17} {size / 1e9:7.2f}"
+    verdict = "fits" if plan.fits else f"does not fit into {plan.cluster.gpu_memory:g}"
+    yield f"  {'together':<17} {plan.memory.total / 1e9:7.2f}   {verdict}"
+
+
+def _work_lines(plan: "Plan") -> Iterator[str]:
+    cluster = plan.cluster
+    counts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in plan.parameters.items())
+    yield ""
+    yield f"parameters: {counts}; trained: {plan.trained / 1e6:.1f} M"
+    by_flop = sorted(plan.flop_by_bucket.items(), key=lambda item: item[1])
+    for label, (canvas, flop) in (("least", by_flop[0]), ("most", by_flop[-1])):
+        yield f"an image, forward and backward: {label} {flop / 1e12:.2f} TFLOP at {canvas[0]}×{canvas[1]}"
+    yield (
+        f"a checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB, {plan.checkpoint_seconds:.0f} s at "
+        f"{cluster.disk_speed:g} GB/s a machine, beside training"
+    )
+    yield (
+        f"{plan.images:,} images at {plan.images_per_second:.1f} a second and GPU (MFU {cluster.mfu:.0%}, assumed): "
+        f"{_duration(plan.seconds)}, {plan.gpu_hours:,.0f} GPU-hours"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 86400:.1f} days" if seconds > 2 * 86400 else f"{seconds / 3600:.1f} hours"
+
+
+def _fit_lines(plan: "Plan", changes: "list[Change]", fitting: "Plan") -> Iterator[str]:
+    if plan.fits:
+        return
+    yield ""
+    if fitting.fits:
+        yield f"to make it fit ({fitting.memory.total / 1e9:.1f} GB, {_duration(fitting.seconds)}):"
+    else:
+        yield f"no change of settings makes it fit; with all of these it takes {fitting.memory.total / 1e9:.1f} GB:"
+    for change in changes:
+        yield f"  {change.setting}   ({change.price})"
+    if not fitting.fits:
+        yield '  Take a larger GPU, more of them with parallel.strategy = "fsdp", or a smaller canvas.'
+
+
+def _as_json(plan: "Plan") -> dict[str, Any]:
+    return {
+        "fits": plan.fits,
+        "strategy": plan.strategy,
+        "parameters": plan.parameters,
+        "trained": plan.trained,
+        "memory_bytes": {**plan.memory.parts, "context": plan.memory.context, "total": plan.memory.total},
+        "flop_by_bucket": {f"{height}x{width}": flop for (height, width), flop in plan.flop_by_bucket.items()},
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "checkpoint_seconds": plan.checkpoint_seconds,
+        "images": plan.images,
+        "seconds": plan.seconds,
+        "gpu_hours": plan.gpu_hours,
+    }

@@ -1,0 +1,173 @@
+"""What lies in a source's folder: its pictures with their captions' places, its tars, its metadata files, the rest.
+
+Owns the walk and what names alone decide; opens no file. Invariants: folders behind links are not entered, a link that
+leads out of the source is a reject, and names are untrusted: those that could not be printed are rejects, too.
+"""
+
+import os
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sumizome.data.images import ImageRejected
+from sumizome.data.picture_list import Picture, PictureList, stem
+
+__all__ = [
+    "CAPTION_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "METADATA_NAMES",
+    "OTHER_IMAGE_SUFFIXES",
+    "Listing",
+    "RejectCall",
+    "check_link",
+    "check_name",
+    "list_folder",
+    "printable",
+    "suffix",
+]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+OTHER_IMAGE_SUFFIXES = frozenset(
+    {".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".psd", ".tga", ".tif", ".tiff"}
+)
+"""pictures that are reported rather than passed over in silence"""
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""the first that exists is read"""
+METADATA_NAMES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
+PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".zip")
+
+RejectCall = Callable[[str, str, str], None]
+"""(path, reason, sentence)"""
+
+
+@dataclass
+class Listing:
+    """What a walk found."""
+
+    pictures: PictureList = field(default_factory=PictureList)
+    metadata: list[str] = field(default_factory=list)
+    tars: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
+    """archives whose members cannot be read where they lie"""
+    doubled: list[str] = field(default_factory=list)
+    """pictures with two caption files"""
+    others: int = 0
+    """files that are none of these, nor a caption"""
+
+
+def list_folder(root: Path, reject: RejectCall, sidecars: tuple[str, ...], *, appended: bool = False) -> Listing:
+    """The files below `root`. Captions are files whose suffix is one of `sidecars`, in place of the picture's or, if
+    `appended`, after it. The pictures are in the order of the disk, not yet closed."""
+    listing = Listing()
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(root / folder))
+        except OSError as error:
+            reject(folder or ".", "unreadable", f"cannot list this folder: {error.strerror}.")
+            continue
+        files: dict[str, os.DirEntry[str]] = {}
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif entry.is_symlink() and os.path.isdir(entry):  # noqa: PTH112 — False, not an error, for a link in circles
+                reject(path, "linked_folder", "folders behind symbolic links are not entered.")
+            else:
+                files[path] = entry
+        _Folder(root, files, reject, sidecars, appended).sort_into(listing)
+    return listing
+
+
+@dataclass
+class _Folder:
+    """The files of one folder."""
+
+    root: Path
+    files: dict[str, os.DirEntry[str]]
+    reject: RejectCall
+    sidecars: tuple[str, ...]
+    appended: bool
+
+    def sort_into(self, listing: Listing) -> None:
+        kinds = IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
+        pictured = {path if self.appended else stem(path) for path in self.files if suffix(path) in kinds}
+        for path in self.files:
+            kind = suffix(path)
+            if kind in IMAGE_SUFFIXES:
+                self._add(listing, path)
+            elif kind in OTHER_IMAGE_SUFFIXES:
+                self.reject(path, "format_not_supported", f"expected PNG, JPEG or WebP, found {kind}: convert it.")
+            elif posixpath.basename(path) in METADATA_NAMES:
+                listing.metadata.append(path)
+            elif kind == ".tar":
+                listing.tars.append(path)
+            elif path.lower().endswith(PACKED_SUFFIXES):
+                listing.packed.append(path)
+            elif kind not in self.sidecars:
+                listing.others += 1
+            elif stem(path) not in pictured:
+                if self.appended:
+                    listing.others += 1
+                else:
+                    self.reject(
+                        path, "caption_without_image", "expected a picture of the same name beside this caption."
+                    )
+
+    def _add(self, listing: Listing, path: str) -> None:
+        try:
+            check_name(path)
+            found = [kind for kind in self.sidecars if self._caption(path, kind) in self.files]
+            for used in (path, *(self._caption(path, kind) for kind in found[:1])):
+                if self.files[used].is_symlink():
+                    check_link(self.root, used)
+        except ImageRejected as error:
+            self.reject(path, error.reason, str(error))
+            return
+        if len(found) > 1:
+            listing.doubled.append(path)
+        size, mtime = _stamp(self.files[path])
+        listing.pictures.add(Picture(path, size, mtime, found[0] if found else ""))
+
+    def _caption(self, path: str, kind: str) -> str:
+        return path + kind if self.appended else stem(path) + kind
+
+
+def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """(bytes, mtime in ns) of what the entry leads to."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def check_name(path: str) -> None:
+    """Raises: ImageRejected for a name that is no text or that another system would take for a path."""
+    if path != printable(path) or "\\" in path:
+        raise ImageRejected(
+            "bad_path", "expected a name in UTF-8 without control characters or backslashes: rename it."
+        )
+
+
+def check_link(root: Path, path: str) -> None:
+    """A link may lead to a file within its source only: captions end up in models and reports.
+
+    Raises: ImageRejected.
+    """
+    target = os.path.realpath(root / path)  # Path.resolve() raises for a link in circles
+    if not Path(target).is_relative_to(root):
+        raise ImageRejected("link_outside", f"expected a file of this folder, found a link out of it: {path}.")
+
+
+def suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lower()
+
+
+def printable(text: str) -> str:
+    """The text with control characters, marks of direction and undecodable bytes escaped, for reports and terminals."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,0 +1,136 @@
+"""The plan's sums against closed forms, the optimizers' real state, and the advice against the plan itself."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sumizome.cli.main import main
+from sumizome.data.buckets import BucketConfig
+from sumizome.models.architecture import unet_config
+from sumizome.models.networks import build_network
+from sumizome.models.tiny import build_tiny_model
+from sumizome.planning import Cluster, Networks, make_plan, read_networks, way_to_fit
+from sumizome.train.config import TrainConfig
+from sumizome.train.footprint import forward_flop
+from sumizome.train.optim import OptimConfig, build_optimizer
+from sumizome.train.state import optimizer_tensors
+
+BUCKETS = BucketConfig(area=64, step=16)
+
+
+@pytest.fixture(scope="module")
+def tiny_networks() -> Networks:
+    model = build_tiny_model().to("meta")
+    return Networks(model.unet, tuple(model.text_encoders), model.vae, 4, "tiny")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(model=tmp_path / "no", latents=tmp_path / "no", run_dir=tmp_path / "run", max_chunks=1)
+
+
+def test_the_state_is_what_training_allocates(tiny_networks: Networks, config: TrainConfig) -> None:
+    for name, precision in (("adamw", "fp32"), ("adamw", "pure_bf16"), ("adafactor", "fp32"), ("adamw8bit", "fp32")):
+        planned = replace(config, precision=precision, optim=OptimConfig(name=name))
+        memory = make_plan(planned, Cluster(), tiny_networks, images=1, buckets=BUCKETS).memory
+        dtype = torch.bfloat16 if precision == "pure_bf16" else torch.float32
+        parameters = {f"unet.{n}": p for n, p in build_tiny_model().unet.to(dtype).named_parameters()}
+        optimizer = build_optimizer(planned.optim, parameters)
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        state = optimizer_tensors(optimizer, parameters)
+        # bitsandbytes keeps small tensors in 32 bits, and its code book beside each: nothing at SDXL's size.
+        held = sum(t.nbytes for key, t in state.items() if not key.endswith(("step", "qmap1", "qmap2")))
+        assert memory.parts["optimizer"] == pytest.approx(held, rel=0.1 if name == "adamw8bit" else 1e-4)
+        assert memory.parts["weights"] == sum(p.nbytes for p in parameters.values())
+
+
+def test_sharding_divides_the_state_and_not_the_activations(tiny_networks: Networks, config: TrainConfig) -> None:
+    config = replace(config, micro_batches_per_step=16)
+
+    def parts(strategy: str, gpus: int) -> dict[str, float]:
+        planned = replace(config, parallel=replace(config.parallel, strategy=strategy))
+        cluster = Cluster(gpus=gpus, gpus_per_machine=4)
+        return make_plan(planned, cluster, tiny_networks, images=1, buckets=BUCKETS).memory.parts
+
+    whole, cut, hybrid = parts("ddp", 16), parts("fsdp", 16), parts("hybrid", 16)
+    for part in ("weights", "gradients", "optimizer", "average"):
+        assert cut[part] == pytest.approx(whole[part] / 16)
+        assert hybrid[part] == pytest.approx(whole[part] / 4)
+
+
+def test_flop_of_a_canvas_that_was_not_measured_are_those_of_its_forward_pass(
+    tiny_networks: Networks, config: TrainConfig
+) -> None:
+    plan = make_plan(config, Cluster(), tiny_networks, images=1, buckets=BUCKETS)
+    unet = tiny_networks.unet
+    for canvas in ((64, 64), (48, 80)):
+        direct = 3 * forward_flop(unet, canvas=canvas, vae_factor=4, tokens=77)
+        text = plan.flop_by_bucket[canvas] - direct
+        encoders = sum(
+            p.numel() for e in tiny_networks.text_encoders for n, p in e.named_parameters() if "token_embed" not in n
+        )
+        assert text == pytest.approx(2 * 77 * encoders, rel=1e-3)
+
+
+def test_time_is_flop_over_speed(tiny_networks: Networks, config: TrainConfig) -> None:
+    config = replace(config, micro_batches_per_step=8, precision="bf16")
+    cluster = Cluster(gpus=8, peak_tflops=(100.0, 50.0), mfu=0.5)
+    plan = make_plan(config, cluster, tiny_networks, images=1000, buckets=BUCKETS)
+    mean = sum(plan.flop_by_bucket.values()) / len(plan.flop_by_bucket)
+    assert plan.seconds == pytest.approx(1000 * mean / (100e12 * 0.5 * 8))
+    again = make_plan(
+        replace(config, gradient_checkpointing=True), cluster, tiny_networks, images=1000, buckets=BUCKETS
+    )
+    assert again.seconds == pytest.approx(plan.seconds * 4 / 3)
+
+
+def test_the_advice_makes_the_plan_fit_and_nothing_of_it_is_idle(tiny_networks: Networks, config: TrainConfig) -> None:
+    plan = make_plan(config, Cluster(gpu_memory=1.3), tiny_networks, images=1, buckets=BUCKETS)
+    assert plan.fits
+    needed = plan.memory.total / 1e9
+    tight = make_plan(config, Cluster(gpu_memory=needed * 0.96), tiny_networks, images=1, buckets=BUCKETS)
+    assert not tight.fits
+    changes, fitting = way_to_fit(tight, tiny_networks, BUCKETS)
+    assert changes and fitting.fits
+    changed = config
+    for change in changes:
+        changed = change.apply(changed)
+    assert changed == fitting.config
+    hopeless = make_plan(config, Cluster(gpu_memory=0.5), tiny_networks, images=1, buckets=BUCKETS)
+    assert not way_to_fit(hopeless, tiny_networks, BUCKETS)[1].fits
+
+
+def test_sdxl_has_its_published_size_and_no_memory_is_taken() -> None:
+    networks = read_networks(None)
+    assert sum(p.numel() for p in networks.unet.parameters()) == 2_567_463_684
+    assert sum(p.numel() for e in networks.text_encoders for p in e.parameters()) == 817_720_320
+    assert all(p.is_meta for n in (networks.unet, networks.vae, *networks.text_encoders) for p in n.parameters())
+    assert unet_config()["block_out_channels"] == (320, 640, 1280)
+
+
+def test_the_command_reads_a_runs_file_and_names_what_cannot_be(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(
+        f'model = "{tiny_folder}"\nlatents = "none"\nrun_dir = "none"\nmicro_batches_per_step = 4\nmax_chunks = 1\n'
+        "[buckets]\narea = 64\nstep = 16\n"
+    )
+    assert main(["plan", str(run), "--gpus", "4", "--images", "1000", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["images"] == 1000 and found["strategy"] == "ddp"
+    assert found["trained"] == sum(p.numel() for p in build_network("unet", _config_of(tiny_folder)).parameters())
+    assert main(["plan", str(run), "--gpus", "3"]) == 2
+    assert "micro_batches_per_step is 4, which 3 GPUs cannot share out" in capsys.readouterr().err
+    assert main(["plan", str(run), "--gpu", "tpu"]) == 2
+    assert "h100" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def _config_of(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "unet" / "config.json").read_text())

@@ -1,0 +1,124 @@
+"""What each of two ranks does in `test_two_ranks.py`: all scenarios in one start, since a start costs seconds.
+
+Called with the run's TOML file; every scenario trains in a run directory of its own beside that of the file.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sumizome.distributed.parallelize import ParallelConfig, whole
+from sumizome.distributed.runtime import Ranks, join_ranks
+from sumizome.errors import CheckpointError, ConfigError, NonFiniteError
+from sumizome.settings import read_toml
+from sumizome.train.build import build_trainer
+from sumizome.train.config import PreviewConfig, TrainConfig
+from sumizome.train.run_dir import hold_run_dir
+from sumizome.train.trainer import Trainer
+
+
+def train(config: TrainConfig, ranks: Ranks, until: int | None = None) -> Trainer:
+    with hold_run_dir(config.run_dir, ranks):
+        trainer, _ = build_trainer(config, ranks)
+        with closing(trainer.steps()) as reports:
+            for report in reports:
+                if report.steps_done == until:
+                    break
+    return trainer
+
+
+def scenarios(config: TrainConfig, ranks: Ranks) -> dict[str, object]:
+    found: dict[str, object] = {}
+    work = config.run_dir.parent
+
+    def at(name: str, strategy: str = "ddp", **changes: object) -> TrainConfig:
+        return replace(config, run_dir=work / name, parallel=ParallelConfig(strategy=strategy), **changes)
+
+    train(at("ddp"), ranks)
+    fsdp = at("fsdp", "fsdp", preview=PreviewConfig(every=3, canvas=(32, 32), sampling_steps=1, prompts=("a",)))
+    train(replace(fsdp, ema=replace(fsdp.ema, device="cpu")), ranks, until=3)
+    train(at("hybrid", "hybrid"), ranks)  # one group of two
+    found["resumed at"] = build_and_train_on(at("alone", "fsdp"), ranks)
+
+    # One rank is asked to stop; both do, after the same step.
+    stopping = at("stopping")
+    with hold_run_dir(stopping.run_dir, ranks):
+        trainer, _ = build_trainer(stopping, ranks)
+        for report in trainer.steps():
+            if report.steps_done == 1 and ranks.rank == 1:
+                trainer.asked.stop = True
+        found["stopped after"] = trainer.steps_done
+        # Another trainer on a directory that is held.
+        found["refused"] = refused(stopping, ranks, CheckpointError)
+
+    found["no equal shares"] = refused(at("odd", micro_batches_per_step=3), ranks, ConfigError)
+    found["nan"] = not_finite_on_one_rank(at("nan"), ranks)
+    return found
+
+
+def build_and_train_on(config: TrainConfig, ranks: Ranks) -> int:
+    with hold_run_dir(config.run_dir, ranks):
+        trainer, _ = build_trainer(config, ranks)
+        begun = trainer.steps_done
+        for _ in trainer.steps():
+            pass
+    return begun
+
+
+def refused(config: TrainConfig, ranks: Ranks, error: type[Exception]) -> str:
+    try:
+        train(config, ranks)
+    except error as refusal:
+        return str(refusal)
+    return ""
+
+
+def not_finite_on_one_rank(config: TrainConfig, ranks: Ranks) -> dict[str, object]:
+    """NaN in the loss of rank 1's second sample: what each rank says, and whether its weights moved."""
+    with hold_run_dir(config.run_dir, ranks):
+        trainer, _ = build_trainer(config, ranks)
+        honest = trainer.objective.loss
+
+        def poisoned(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            weighted, unweighted = honest(*arguments)
+            return weighted * torch.tensor([1.0, math.nan if ranks.rank == 1 else 1.0]), unweighted
+
+        trainer.objective = replace(trainer.objective, loss=poisoned)
+        before = {name: whole(p.detach()).clone() for name, p in trainer.parameters.items()}
+        said = ""
+        try:
+            list(trainer.steps())
+        except NonFiniteError as error:
+            said = str(error)
+        unmoved = all(torch.equal(whole(p.detach()), before[name]) for name, p in trainer.parameters.items())
+        culprit = ranks.gather(trainer.loader.step(0)[0].sample_ids[1])[1]
+    return {
+        "said": said,
+        "unmoved": unmoved,
+        "culprit": culprit,
+        "checkpoints": len(list(config.run_dir.glob("checkpoints/step*"))),
+    }
+
+
+def rank(number: int, settings: TrainConfig) -> None:
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+    with join_ranks("cpu", timeout=300) as joined:
+        result = scenarios(settings, joined)
+        settings.run_dir.with_name(f"found-{joined.rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    # One process imports, which costs more than all the training, and the second rank is a fork of it.
+    read = read_toml(Path(sys.argv[1]), TrainConfig)
+    other = multiprocessing.get_context("fork").Process(target=rank, args=(1, read))
+    other.start()
+    rank(0, read)
+    other.join()
+    sys.exit(other.exitcode)

@@ -1,0 +1,77 @@
+"""The predicted step against a real one: torch's own allocator, torch's FLOP counter, the published FLOP of SDXL."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from sumizome.distributed.parallelize import apply_checkpointing
+from sumizome.models.architecture import unet_config
+from sumizome.models.conditioning import UNetConditioning, apply_unet
+from sumizome.models.networks import build_network, building_blocks
+from sumizome.models.tiny import tiny_unet_config
+from sumizome.train.footprint import forward_flop, measure_step
+
+
+def _real_step(checkpointing: bool) -> int:
+    """The peak that torch's allocator saw in a forward and backward pass of the tiny U-Net, bytes."""
+    unet = build_network("unet", tiny_unet_config()).train()
+    if checkpointing:
+        apply_checkpointing(building_blocks(unet))
+    condition = UNetConditioning(torch.randn(4, 231, 160), torch.randn(4, 96), torch.zeros(4, 6))
+    latents, timesteps = torch.randn(4, 4, 16, 24), torch.zeros(4, dtype=torch.int64)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        apply_unet(unet, latents, timesteps, condition).square().mean().backward()
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    alive = peak = 0
+    for event in events:
+        alive += event.nbytes() if event.name() == "[memory]" else 0
+        peak = max(peak, alive)
+    return peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_predicted_peak_is_the_allocators(checkpointing: bool) -> None:
+    unet = build_network("unet", tiny_unet_config(), device="meta")
+    predicted = measure_step(
+        unet, canvas=(64, 96), vae_factor=4, batch=4, precision="fp32", checkpointing=checkpointing
+    )
+    assert predicted.peak() == pytest.approx(_real_step(checkpointing), rel=0.05)
+
+
+def test_every_gradient_is_counted_once_and_only_one_when_updates_are_fused() -> None:
+    unet = build_network("unet", tiny_unet_config(), device="meta")
+    footprint = measure_step(unet, canvas=(64, 64), vae_factor=4, batch=1, precision="fp32")
+    weights = 4 * sum(parameter.numel() for parameter in unet.parameters())
+    assert footprint.gradient_bytes == weights
+    assert footprint.peak() - footprint.peak(gradient_shards=4) <= weights * 3 / 4
+    assert footprint.peak(fused_backward=True) < footprint.peak()
+    halves = measure_step(unet, canvas=(64, 64), vae_factor=4, batch=1, precision="pure_bf16")
+    assert halves.gradient_bytes == weights // 2
+
+
+def test_activations_grow_with_the_batch_and_weights_do_not() -> None:
+    unet = build_network("unet", tiny_unet_config(), device="meta")
+    one, two, three = (
+        int(measure_step(unet, canvas=(64, 64), vae_factor=4, batch=n, precision="bf16").working.max())
+        for n in (1, 2, 3)
+    )
+    assert three - two == pytest.approx(two - one, rel=0.02)
+
+
+def test_flop_are_those_that_torch_counts_in_a_real_forward_pass() -> None:
+    unet = build_network("unet", tiny_unet_config()).eval()
+    condition = UNetConditioning(torch.randn(1, 77, 160), torch.randn(1, 96), torch.zeros(1, 6))
+    with (
+        torch.no_grad(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        apply_unet(unet, torch.randn(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), condition)
+    meta = build_network("unet", tiny_unet_config(), device="meta")
+    assert forward_flop(meta, canvas=(64, 64), vae_factor=4, tokens=77) == pytest.approx(counter.get_total_flops())
+
+
+def test_sdxl_at_1024_takes_the_published_flop() -> None:
+    unet = build_network("unet", unet_config(), device="meta")
+    assert 3 * forward_flop(unet, canvas=(1024, 1024), tokens=77) == pytest.approx(20.23e12, rel=0.01)
