@@ -15,7 +15,7 @@ BENCH_DATA += benchmarks/bench_latents.py
 BENCH_DATA += benchmarks/bench_prepare.py
 BENCH_DATA += benchmarks/bench_ingest.py
 
-.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-sample clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test-faults  kill, stop, damage and starve runs; writes docs/faults.md (hours on 2 cores)"
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
+	@echo "make bench-sample  sampling beside bare U-Net calls and diffusers' pipeline: a minute or two"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
 $(BIN)/uv:
@@ -70,6 +71,9 @@ emoji: $(VENV)/.installed
 bench-data: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'
 	@for script in $(BENCH_DATA); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+
+bench-sample: $(VENV)/.installed
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_sample.py
 
 clean:
 	rm -rf $(VENV) work build dist
