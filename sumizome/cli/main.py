@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": "say what a run would take: memory, FLOP, checkpoints, days; and what would make it fit",
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",
+    "prompt explain": "show a prompt's chunks, tokens and weights in each program's syntax",
     "grid": "draw two settings against each other: one labelled picture and its table",
     "evaluate": "measure models: colours, tags, distance from the data, loss by timestep; one page, N compared",
     "figures": "draw the report's figures on your own model, each with a number under it",
