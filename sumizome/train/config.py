@@ -98,6 +98,9 @@ class TrainConfig:
     """What the U-Net learns to predict. An epsilon model becomes a v model by training on (report §2.1)."""
     timestep_sampling: TimestepSampling = "stratified"
     """"stratified": each step covers the whole schedule evenly. "uniform": each sample on its own."""
+    timestep_shift_from: int = 0
+    """Side in pixels of the square canvas that the schedule suits; on larger canvases timesteps are drawn noisier, as
+    if SNR were divided by canvas area / side², on smaller ones less noisy. 0 = off."""
     precision: PrecisionName = "fp32"
     """"fp32": float32, with tf32 matrix products on a GPU (the report's). "bf16": float32 weights, bfloat16 compute.
     "pure_bf16": weights and moments too are bfloat16, rounded stochastically: half the memory (adamw only)."""
@@ -140,6 +143,10 @@ class TrainConfig:
             )
         if self.offload_text_encoders and self.optim.text_encoder_lr > 0:
             raise ConfigError("offload_text_encoders needs frozen ones; set optim.text_encoder_lr to 0")
+        if self.timestep_shift_from < 0:
+            raise ConfigError(
+                f"timestep_shift_from is {self.timestep_shift_from}; give pixels, such as 512, or 0 for off"
+            )
         if self.cache_size < 0:
             raise ConfigError(f"cache_size is {self.cache_size}; give 0 or more GB")
         top = self.schedule.num_timesteps - 1

@@ -6,6 +6,7 @@ in as values and callables. All randomness is a function of the sample's seed or
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "condition",
     "draw_noise",
     "draw_timesteps",
+    "shifted_timesteps",
     "training_loss",
 ]
 
@@ -117,3 +119,18 @@ def draw_timesteps(
         return torch.tensor(draws, dtype=torch.int64)
     offset = derive_seed(run_seed, "timesteps", step) / 2**63
     return ((positions.double() + offset) % 1.0 * num_timesteps).floor().long().clamp(max=num_timesteps - 1)
+
+
+@lru_cache(maxsize=256)
+def shifted_timesteps(schedule: NoiseSchedule, sigma_factor: float) -> Timesteps:
+    """For each timestep [T] the one whose sigma is nearest to `sigma_factor` times its own.
+
+    Drawn uniformly and then read through this table, timesteps are those of a schedule shifted by
+    snr / sigma_factor²; the network still sees each timestep at its own noise level. For a canvas of side d and one of
+    side d₀ at which the schedule hides a picture equally well, the factor is d / d₀: averaging down by it divides
+    the noise. The terminal step keeps its place.
+    Source: report §2.3; Hoogeboom et al. 2301.11093 (simple diffusion), eq. 4.
+    """
+    shifted = schedule.timestep_of(schedule.log_sigmas.exp() * sigma_factor)
+    shifted[-1] = schedule.num_timesteps - 1
+    return shifted

@@ -32,7 +32,7 @@ from sumizome.train.pace import Pace, slow_ranks
 from sumizome.train.precision import Precision
 from sumizome.train.saver import Saver
 from sumizome.train.state import optimizer_tensors
-from sumizome.train.step import Objective, StepLoss, draw_timesteps, training_loss
+from sumizome.train.step import Objective, StepLoss, draw_timesteps, shifted_timesteps, training_loss
 
 __all__ = ["Asked", "StepReport", "Trainer"]
 
@@ -168,6 +168,10 @@ class Trainer:
             self.steps_done,
             positions,
         )
+        if self.config.timestep_shift_from:
+            height, width = batch.time_ids[0, 4:].tolist()  # the bucket, px
+            factor = math.sqrt(height * width) / self.config.timestep_shift_from
+            timesteps = shifted_timesteps(self.objective.schedule, factor)[timesteps]
         if self._sample_log is not None:
             self._sample_log.write(self.steps_done + 1, place, batch, timesteps)
         return timesteps
