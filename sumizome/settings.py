@@ -42,12 +42,38 @@ def parse(command_type: type, arguments: Sequence[str], prog: str, description: 
             flags.append(argument)
     captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
+        with contextlib.redirect_stderr(captured), _arrays_of_tables():
             return tyro.cli(command_type, args=_merged(from_files, flags), prog=prog, description=description)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ConfigError(f"{_one_line(captured.getvalue())}; see `{prog} --help`") from None
+
+
+@contextlib.contextmanager
+def _arrays_of_tables() -> Iterator[None]:
+    """Within, the parser takes a dataclass with `array_of_tables` (its key) as one JSON object."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        item: Any = info.type
+        where = getattr(item, "array_of_tables", None)
+        if where is None:
+            return None
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=lambda words: table(words[0], item, where),
+            is_instance=lambda value: isinstance(value, item),
+            str_from_instance=lambda value: [json.dumps(as_mapping(value))],
+        )
+
+    with registry:
+        yield
 
 
 def _merged(from_files: list[str], flags: list[str]) -> list[str]:
@@ -179,7 +205,8 @@ def table(text: str, table_type: type[T], where: str) -> T:
         raise ConfigError(f"{where} takes a JSON object, found {text!r} ({error})") from error
     if not isinstance(mapping, dict):
         raise ConfigError(f"{where} takes a JSON object, found {text!r}")
-    types = typing.get_type_hints(table_type)
+    hints = typing.get_type_hints(table_type)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, table_type))}
     for key, value in mapping.items():
         if key not in types:
             raise ConfigError(f"unknown key '{where}.{key}'{_nearest(key, where + '.', list(types))}")

@@ -86,6 +86,7 @@ def build_loader(
     micro_batch_size: int,
     micro_batches_per_step: int = 1,
     validation_count: int = 0,
+    leave_out: UInt64[np.ndarray, " k"] | None = None,
     captions: CaptionConfig | None = None,
     tag_weights: TagWeightConfig | None = None,
     categories: Mapping[str, str] | None = None,
@@ -99,7 +100,8 @@ def build_loader(
 
     Neither number changes a bit of a batch, nor the order. `pin_memory` puts tensors where a CUDA device copies from
     while it works. Of `world` processes each takes its own part of every step's micro-batches, in order of `rank`.
-    Where the latents have area classes, each step is of one class.
+    Where the latents have area classes, each step is of one class. Pictures whose hash is in `leave_out` are not
+    trained on: what another stage of the run has held out.
 
     `categories` maps tags to their category; by default it is what came with the pictures. Those of `tag_weights.table`
     go before either.
@@ -118,6 +120,8 @@ def build_loader(
     pictures = cache.index.pictures()
     hashes = cache.index.picture_hash[pictures] if cache.index.variants > 1 else cache.index.picture_hash
     train, validation = (pictures[chosen] for chosen in split_validation(hashes, validation_count))
+    if leave_out is not None:
+        train = train[~np.isin(cache.index.picture_hash[train], leave_out)]
     repeats = np.zeros(len(cache), cache.index.repeats.dtype)
     repeats[train] = cache.index.repeats[train]
     plan = BatchPlan(

@@ -18,6 +18,7 @@ from sumizome.errors import ConfigError
 from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
 from sumizome.train.precision import PrecisionName
+from sumizome.train.stages import Span, Stage, lay_out
 from sumizome.train.step import TimestepSampling
 
 __all__ = ["CheckpointConfig", "PreviewConfig", "TrainConfig", "ValidationConfig"]
@@ -120,6 +121,9 @@ class TrainConfig:
     """Write TensorBoard events below run_dir/tensorboard."""
     log_samples: bool = False
     """Write which samples, seeds and timesteps each step trained on: run_dir/samples/rank-00000.jsonl."""
+    stage: tuple[Stage, ...] = ()
+    """Stages one behind the other, each a `[[stage]]` with what it has of its own: steps, name, latents, lr,
+    micro_batch_size, micro_batches_per_step. Optimizer and average go on from one to the next."""
     latent_statistics: LatentStatisticsConfig = field(default_factory=LatentStatisticsConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -136,10 +140,11 @@ class TrainConfig:
         for name in ("steps", "micro_batch_size", "micro_batches_per_step", "max_chunks", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
-        if self.optim.fused_backward and self.micro_batches_per_step > 1:
+        accumulated = max(span.micro_batches_per_step for span in self.spans())
+        if self.optim.fused_backward and accumulated > 1:
             raise ConfigError(
                 f"optim.fused_backward updates in every backward pass, so micro_batches_per_step cannot be "
-                f"{self.micro_batches_per_step}; set it to 1, or fused_backward to false"
+                f"{accumulated}; set it to 1, or fused_backward to false"
             )
         if self.offload_text_encoders and self.optim.text_encoder_lr > 0:
             raise ConfigError("offload_text_encoders needs frozen ones; set optim.text_encoder_lr to 0")
@@ -157,3 +162,14 @@ class TrainConfig:
         outside = [t for t in self.validation.timesteps if not 0 <= t <= top]
         if outside:
             raise ConfigError(f"validation.timesteps holds {outside[0]}; they go from 0 to {top}")
+
+    def spans(self) -> tuple[Span, ...]:
+        """The run's stages, laid out over its steps; a run without stages is one."""
+        return lay_out(
+            self.stage,
+            self.steps,
+            latents=self.latents,
+            lr=self.optim.lr,
+            micro_batch_size=self.micro_batch_size,
+            micro_batches_per_step=self.micro_batches_per_step,
+        )

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ _DECILES = 10
 
 class NoMetrics:
     """What ranks other than the first write: nothing."""
+
+    with_each: Mapping[str, Any] = MappingProxyType({})
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Nothing."""
@@ -40,6 +43,8 @@ class Metrics:
     """Writes a run's numbers; `close` it, or use it as a context."""
 
     def __init__(self, run_dir: Path, steps_done: int, tensorboard: bool) -> None:
+        self.with_each: Mapping[str, Any] = {}
+        """What stands in every record from now on, such as the stage."""
         path = run_dir / "metrics.jsonl"
         _cut(path, steps_done)
         self._file = path.open("a", encoding="utf-8")
@@ -52,7 +57,7 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Records the values of a step. A nested mapping becomes one scalar a key in TensorBoard."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, **self.with_each, **values}) + "\n")
         self._file.flush()
         if self._writer is not None:
             for name, value in _scalars(values):
@@ -115,7 +120,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _cut(path: Path, steps_done: int) -> None:
-    kept = [record for record in read_metrics(path) if record["step"] <= steps_done]
+    # A run that begins anew writes its record of step 0 again.
+    kept = [record for record in read_metrics(path) if record["step"] <= steps_done and steps_done > 0]
     if path.exists():
         unfinished = path.with_suffix(".jsonl.unfinished")
         unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")

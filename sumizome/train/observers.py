@@ -16,6 +16,7 @@ from sumizome.models.sdxl import SDXLModel
 from sumizome.train.config import TrainConfig
 from sumizome.train.precision import Precision
 from sumizome.train.preview import write_preview
+from sumizome.train.stages import StagedLoader
 from sumizome.train.step import Objective
 from sumizome.train.validation import validation_loss
 
@@ -36,7 +37,7 @@ def build_observers(
     config: TrainConfig,
     model: SDXLModel,
     objective: Objective,
-    loader: BatchLoader,
+    loader: BatchLoader | StagedLoader,
     precision: Precision,
     parallel: Parallel,
     ranks: Ranks,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sumizome.data.batch_plan import share
 from sumizome.data.loader import BatchLoader, TrainBatch
 from sumizome.distributed.parallelize import Parallel, whole
 from sumizome.distributed.runtime import Ranks
@@ -31,6 +32,7 @@ from sumizome.train.optim import apply_lr, lr_factor
 from sumizome.train.pace import Pace, slow_ranks
 from sumizome.train.precision import Precision
 from sumizome.train.saver import Saver
+from sumizome.train.stages import StagedLoader, samples_before, span_at
 from sumizome.train.state import optimizer_tensors
 from sumizome.train.step import Objective, StepLoss, draw_timesteps, shifted_timesteps, training_loss
 
@@ -65,7 +67,7 @@ class Trainer:
     config: TrainConfig
     model: SDXLModel
     objective: Objective
-    loader: BatchLoader
+    loader: BatchLoader | StagedLoader
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer | FusedBackward
     ema: Ema
@@ -80,6 +82,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = self.ranks.device
+        self._spans = self.config.spans()
+        self._stage = span_at(self._spans, self.steps_done)
         self._window = Window(self.objective.schedule.num_timesteps)
         self._pace = Pace(self.device)
         self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
@@ -114,11 +118,22 @@ class Trainer:
         self._watchdog.at(self.steps_done + 1, "waiting for data")
         batches = next(batches_of_steps)
         self._pace.data_is_there()
+        self._enter_stage(metrics)
         loss = self._train_step(batches)
         seconds = self._pace.end()
         notes = self._after_step(metrics)
         epoch = max(max(batch.epochs) for batch in batches)
         return StepReport(self.steps_done, epoch, loss, self._images_per_step / seconds, notes)
+
+    def _enter_stage(self, metrics: Any) -> None:
+        self._stage = span_at(self._spans, self.steps_done)
+        if len(self._spans) > 1:
+            metrics.with_each = {"stage": self._stage.name}
+
+    @property
+    def _places(self) -> range:
+        """The places in a step's micro-batches that this rank takes."""
+        return share(self._stage.micro_batches_per_step, self.ranks.rank, self.ranks.world)
 
     def _train_step(self, batches: list[TrainBatch]) -> float:
         """One optimizer step on the step's micro-batches; returns the unweighted loss over all ranks.
@@ -128,7 +143,9 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         # Before the backward pass, in which a fused optimizer steps.
-        lr = apply_lr(self.optimizer, lr_factor(self.config.optim, self.steps_done, self.config.steps))
+        stage = self._stage
+        shape = lr_factor(self.config.optim, self.steps_done - stage.first, stage.last - stage.first)
+        lr = apply_lr(self.optimizer, stage.lr_factor * shape)
         last = len(batches) - 1
         losses = [self._backward(batch, index, last=index == last) for index, batch in enumerate(batches)]
         grad_norm = self._clip()
@@ -143,7 +160,7 @@ class Trainer:
     def _backward(self, batch: TrainBatch, index: int, *, last: bool) -> StepLoss:
         """Adds a micro-batch's gradients; after the last one they are the mean over all ranks."""
         self._watchdog.at(self.steps_done + 1, "in forward and backward")
-        timesteps = self._timesteps(batch, self.loader.share[index])
+        timesteps = self._timesteps(batch, self._places[index])
         with self.parallel.accumulating(last):
             if self.parallel.lockstep:
                 self._pace.meets_others()
@@ -154,12 +171,12 @@ class Trainer:
             if last:
                 self._pace.meets_others()
             # DDP and FSDP2 take the mean over ranks, so that each divides by its own share.
-            (loss.weighted.mean() / len(self.loader.share)).backward()
+            (loss.weighted.mean() / len(self._places)).backward()
         return loss
 
     def _timesteps(self, batch: TrainBatch, place: int) -> Tensor:
         rows = len(batch.seeds)
-        positions = (place * rows + torch.arange(rows)) / (self.config.micro_batches_per_step * rows)
+        positions = (place * rows + torch.arange(rows)) / (self._stage.micro_batches_per_step * rows)
         timesteps = draw_timesteps(
             self.config.timestep_sampling,
             self.objective.schedule.num_timesteps,
@@ -178,7 +195,7 @@ class Trainer:
 
     @property
     def _images_per_step(self) -> int:
-        return self.config.micro_batch_size * self.config.micro_batches_per_step
+        return self._stage.images_per_step
 
     def _clip(self) -> Tensor:
         """Scales the gradients down to the largest norm allowed; returns the norm that they had."""
@@ -235,7 +252,8 @@ class Trainer:
         self._watchdog.at(step, "saving")
         # First of all: whatever fails below must not cost the steps since the last checkpoint.
         notes = self._save_if_due()
-        if _due(step, config.log_every, config.steps):
+        # A record never holds steps of two stages.
+        if _due(step, config.log_every, self._stage.last):
             notes += self._log(metrics)
         for observer in self.observers:
             if _due(step, observer.every, config.steps):
@@ -266,7 +284,7 @@ class Trainer:
             "images_per_second": self._images_per_step / step_seconds if step_seconds else 0.0,
             "data_wait": max(pace.data_wait for pace in paces) / step_seconds if step_seconds else 0.0,
             "checkpoint_stall": self.saver.stall,
-            "samples_seen": self.steps_done * self._images_per_step,
+            "samples_seen": samples_before(self._spans, self.steps_done),
         }
         slow = slow_ranks(paces)
         metrics.write(self.steps_done, {**record, "slow_ranks": slow} if slow else record)
