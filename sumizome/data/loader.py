@@ -7,7 +7,7 @@ process, and whatever steps came before.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -23,7 +23,7 @@ from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
 from sumizome.data.latent_index import LatentIndex
 from sumizome.data.latents import LatentCache
 from sumizome.data.tag_table import load_tag_table
-from sumizome.data.tags import TagWeightConfig, loss_weights
+from sumizome.data.tags import GENERAL, TagWeightConfig, loss_weights
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
 from sumizome.shapes import Latents, PerSample, TimeIds
@@ -47,6 +47,8 @@ class TrainBatch:
     """Each sample's own epoch: whole passes over its bucket before this one."""
     seeds: Int[Tensor, " b"]
     """int64: each sample's noise and timestep follow from it."""
+    tag_categories: list[Collection[str]]
+    """The categories of the tags that each picture bears, whatever its caption shows of them."""
 
     def pinned(self) -> "TrainBatch":
         """The same with its tensors in page-locked memory. Needs a CUDA device."""
@@ -261,6 +263,7 @@ class BatchLoader:
         seeds: list[int],
         weights: Float[np.ndarray, " b"],
     ) -> TrainBatch:
+        index = self.cache.index
         return TrainBatch(
             latents=self.cache.normalise(self.cache.read(rows)),
             captions=captions,
@@ -269,6 +272,7 @@ class BatchLoader:
             sample_ids=ids,
             epochs=epochs,
             seeds=torch.tensor(seeds, dtype=torch.int64),
+            tag_categories=[{self.categories.get(tag, GENERAL) for tag in tags} for tags in index.tag_lists(rows)],
         )
 
     def _time_ids(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b 6"]:

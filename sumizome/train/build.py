@@ -15,7 +15,7 @@ from sumizome.data.loader import BatchLoader, build_loader
 from sumizome.data.shard_cache import CacheConfig
 from sumizome.data.store import is_remote
 from sumizome.diffusion.loss import build_loss
-from sumizome.diffusion.schedule import build_noise_schedule
+from sumizome.diffusion.schedule import NoiseSchedule, ScheduleConfig, build_noise_schedule
 from sumizome.distributed.parallelize import Parallel, parallelize, resolve_strategy
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError, ConfigError
@@ -24,6 +24,7 @@ from sumizome.models.networks import building_blocks
 from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.models.vae import apply_latent_statistics
 from sumizome.seeds import derive_seed
+from sumizome.settings import as_mapping
 from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, remove_unfinished
 from sumizome.train.config import TrainConfig
 from sumizome.train.ema import Ema
@@ -41,6 +42,7 @@ from sumizome.train.run_dir import (
     trained_networks,
     trained_parameters,
 )
+from sumizome.train.run_readme import code_facts, data_facts, machine_facts, write_readme
 from sumizome.train.saver import Saver
 from sumizome.train.stages import StagedLoader
 from sumizome.train.state import restore
@@ -97,7 +99,16 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
         ranks=ranks,
         parallel=parallel,
         precision=precision,
-        observers=build_observers(config, model, objective, loader, precision, parallel, ranks),
+        observers=build_observers(
+            config,
+            model,
+            objective,
+            loader,
+            precision,
+            parallel,
+            ranks,
+            base=(facts["base_prediction"]["prediction_type"], _base_schedule(facts)),
+        ),
     )
     ranks.first(lambda: remove_unfinished(checkpoints))
     complaints = ranks.first(lambda: mirror.bring_back(checkpoints)) if mirror else []
@@ -107,12 +118,16 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
         complaints += ranks.first(lambda: _lr_complaint(config))
         _check_origin(trainer, saved)
     environment = {
+        **code_facts(),
+        **machine_facts(ranks.device),
+        "data": data_facts(loader.loaders if isinstance(loader, StagedLoader) else [loader]),
         **table_digest(config.tag_weights.table),
         "device": str(ranks.device),
         "ranks": ranks.world,
         "strategy": parallel.strategy,
     }
     ranks.first(lambda: record_run(config, {**facts, **environment}))
+    ranks.first(lambda: write_readme(config, {**facts, **environment}))
     ranks.first(lambda: checkpoints.mkdir(exist_ok=True))
     if saved is not None:
         restore(saved, trainer.parameters, trainer.optimizer, trainer.ema)
@@ -148,6 +163,7 @@ def _build_model(config: TrainConfig, ranks: Ranks, precision: Precision) -> tup
         if name != "vae" and precision.weights != torch.float32:
             network.to(precision.weights)
     # How the run predicts, not how its base did: previews must sample what is being learned.
+    base = {"prediction_type": model.prediction_type, "schedule": as_mapping(model.schedule_config)}
     model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
     if config.preview.every:
         check_canvas(model, config.preview.canvas)
@@ -166,8 +182,12 @@ def _build_model(config: TrainConfig, ranks: Ranks, precision: Precision) -> tup
         model.vae.to(ranks.device)
         for encoder in model.text_encoders:
             offload(encoder.to("cpu"), ranks.device)
-        return model, {"base_model": digests}, parallel
-    return model.to(ranks.device), {"base_model": digests}, parallel
+        return model, {"base_model": digests, "base_prediction": base}, parallel
+    return model.to(ranks.device), {"base_model": digests, "base_prediction": base}, parallel
+
+
+def _base_schedule(facts: dict[str, Any]) -> NoiseSchedule:
+    return build_noise_schedule(ScheduleConfig(**facts["base_prediction"]["schedule"]))
 
 
 def _absolute(latents: Path) -> Path:

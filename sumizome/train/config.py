@@ -15,6 +15,7 @@ from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.errors import ConfigError
+from sumizome.train.brightness import BrightnessConfig
 from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
 from sumizome.train.precision import PrecisionName
@@ -119,6 +120,11 @@ class TrainConfig:
     """GB (10⁹ bytes) of them at most. What has no room is read record by record; 0 = everything is."""
     tensorboard: bool = True
     """Write TensorBoard events below run_dir/tensorboard."""
+    wandb: str = ""
+    """Project of Weights & Biases to write to as well (`pip install 'sumizome[wandb]'`); "" = none. WANDB_MODE=offline
+    keeps it below run_dir/wandb."""
+    peak_tflops: float = 0.0
+    """Dense peak of one device in this precision, for the share of it that is reached (MFU); 0 = by the GPU's name."""
     log_samples: bool = False
     """Write which samples, seeds and timesteps each step trained on: run_dir/samples/rank-00000.jsonl."""
     stage: tuple[Stage, ...] = ()
@@ -133,6 +139,7 @@ class TrainConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    brightness: BrightnessConfig = field(default_factory=BrightnessConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -152,6 +159,8 @@ class TrainConfig:
             raise ConfigError(
                 f"timestep_shift_from is {self.timestep_shift_from}; give pixels, such as 512, or 0 for off"
             )
+        if self.peak_tflops < 0:
+            raise ConfigError(f"peak_tflops is {self.peak_tflops}; give TFLOP/s of one device, or 0 to go by its name")
         if self.cache_size < 0:
             raise ConfigError(f"cache_size is {self.cache_size}; give 0 or more GB")
         top = self.schedule.num_timesteps - 1

@@ -1,7 +1,9 @@
 """The directory of a run: who holds it, what it was started with, and the model that it trained.
 
 run_dir/config.toml        the resolved settings; `sumizome train run_dir/config.toml` goes on with the run
-        environment.json   versions, device, digests of model and data
+        README.txt         what this run is, in words
+        environment.json   versions, commit, device, digests of model and data
+        loss_by_timestep.txt   before the run and at its last validation
         metrics.jsonl      one JSON object a line
         samples/           rank-00000.jsonl …: what each step trained on, where `log_samples` is set
         checkpoints/       step-00000500/ …, see `sumizome.train.checkpoint`
@@ -49,7 +51,7 @@ __all__ = [
 _MAY_CHANGE = (
     "run_dir", "model", "latents", "steps", "device", "log_every", "tensorboard", "gradient_checkpointing",
     "validation.every", "validation.timesteps", "preview.", "checkpoint.", "parallel.", "ema.device", "log_samples",
-    "cache_dir", "cache_size", "stage",
+    "cache_dir", "cache_size", "stage", "brightness.", "wandb", "peak_tflops",
 )  # fmt: skip
 
 

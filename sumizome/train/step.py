@@ -27,6 +27,7 @@ __all__ = [
     "StepLoss",
     "TimestepSampling",
     "condition",
+    "denoising_loss",
     "draw_noise",
     "draw_timesteps",
     "shifted_timesteps",
@@ -58,6 +59,8 @@ class StepLoss:
     """On the CPU."""
     captions_cut: int = 0
     """Captions whose end did not fit into the chunks."""
+    tokens: int = 0
+    """Rows of the text condition."""
 
     def detached(self) -> "StepLoss":
         """The same numbers without the graph that they came from."""
@@ -69,7 +72,18 @@ def training_loss(
 ) -> StepLoss:
     """The loss of each sample of the batch at the given timesteps; gradients flow to whatever requires them.
 
-    Source: report §2.1 (v target), §2.2 (schedule), §2.4 (weights), §4.2 (conditioning), §4.3 (tag weights).
+    Source: report §4.2 (conditioning), and that of `denoising_loss`.
+    """
+    conditioning, captions_cut = condition(model, batch, max_chunks)
+    return replace(denoising_loss(model, objective, batch, timesteps, conditioning), captions_cut=captions_cut)
+
+
+def denoising_loss(
+    model: SDXLModel, objective: Objective, batch: TrainBatch, timesteps: Timesteps, conditioning: UNetConditioning
+) -> StepLoss:
+    """The loss of each sample of the batch under a condition that is already encoded.
+
+    Source: report §2.1 (v target), §2.2 (schedule), §2.4 (weights), §4.3 (tag weights).
     """
     schedule, device = objective.schedule, model.unet.device
     latents = batch.latents.to(device)
@@ -79,11 +93,10 @@ def training_loss(
     noised_latents = schedule.add_noise(latents, noise, timesteps)
     target = training_target(objective.prediction_type, latents, noise, schedule.alphas_cumprod_of(timesteps))
 
-    conditioning, captions_cut = condition(model, batch, max_chunks)
     model_output = apply_unet(model.unet, noised_latents, timesteps.to(device), conditioning)
 
     weighted, unweighted = objective.loss(model_output.float(), target, timesteps, batch.tag_weight)
-    return StepLoss(weighted, unweighted, timesteps, captions_cut)
+    return StepLoss(weighted, unweighted, timesteps, tokens=conditioning.prompt_embeds.shape[1])
 
 
 def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> tuple[UNetConditioning, int]:

@@ -22,10 +22,13 @@ from sumizome.distributed.runtime import Ranks
 from sumizome.distributed.watchdog import Watchdog
 from sumizome.errors import NonFiniteError
 from sumizome.models.sdxl import SDXLModel
+from sumizome.settings import as_mapping
 from sumizome.train.checkpoint import Checkpoint
 from sumizome.train.config import TrainConfig
+from sumizome.train.efficiency import Efficiency, device_peak, memory_in_use
 from sumizome.train.ema import Ema
 from sumizome.train.fused_backward import FusedBackward
+from sumizome.train.gradient_norms import norms_by_part
 from sumizome.train.metrics import Metrics, NoMetrics, SampleLog, Window
 from sumizome.train.observers import Observer
 from sumizome.train.optim import apply_lr, lr_factor
@@ -35,6 +38,7 @@ from sumizome.train.saver import Saver
 from sumizome.train.stages import StagedLoader, samples_before, span_at
 from sumizome.train.state import optimizer_tensors
 from sumizome.train.step import Objective, StepLoss, draw_timesteps, shifted_timesteps, training_loss
+from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Asked", "StepReport", "Trainer"]
 
@@ -84,6 +88,8 @@ class Trainer:
         self.device = self.ranks.device
         self._spans = self.config.spans()
         self._stage = span_at(self._spans, self.steps_done)
+        peak = device_peak(self.device, self.config.precision, self.config.peak_tflops)
+        self._efficiency = Efficiency(self.model, text_is_trained=self.config.optim.text_encoder_lr > 0, peak=peak)
         self._window = Window(self.objective.schedule.num_timesteps)
         self._pace = Pace(self.device)
         self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
@@ -105,6 +111,8 @@ class Trainer:
             stack.enter_context(self._watchdog)
             batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done))
             try:
+                if not self.steps_done:
+                    self._look(metrics, [observer for observer in self.observers if observer.before_training])
                 while self.steps_done < self.config.steps and not self._agreed.stop:
                     yield self._one_step(batches_of_steps, metrics)
             except (GeneratorExit, NonFiniteError):
@@ -154,7 +162,8 @@ class Trainer:
         self.optimizer.step()
         self.steps_done += 1
         self.ema.update(self.steps_done)
-        self._window.add_step(losses, float(grad_norm), lr)
+        self._window.add_step(losses, batches, float(grad_norm), lr)
+        self._efficiency.add_step(batches, losses)
         return mean_loss
 
     def _backward(self, batch: TrainBatch, index: int, *, last: bool) -> StepLoss:
@@ -202,6 +211,8 @@ class Trainer:
         if isinstance(self.optimizer, FusedBackward):
             return self.optimizer.grad_norm()
         limit = self.config.optim.max_grad_norm or math.inf
+        if _due(self.steps_done + 1, self.config.log_every, self._stage.last):
+            self._window.grad_norm_of = norms_by_part(self.parameters)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
         nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
@@ -255,13 +266,17 @@ class Trainer:
         # A record never holds steps of two stages.
         if _due(step, config.log_every, self._stage.last):
             notes += self._log(metrics)
-        for observer in self.observers:
-            if _due(step, observer.every, config.steps):
-                self._watchdog.at(step, observer.name)
-                with self.ema.applied():
-                    note = observer.look(step, metrics)
-                notes += [note] if note else []
-        return tuple(notes)
+        due = [observer for observer in self.observers if _due(step, observer.every, config.steps)]
+        return tuple(notes + self._look(metrics, due))
+
+    def _look(self, metrics: Any, observers: Sequence[Observer]) -> list[str]:
+        notes = []
+        for observer in observers:
+            self._watchdog.at(self.steps_done, observer.name)
+            with self.ema.applied():
+                note = observer.look(self.steps_done, metrics)
+            notes += [note] if note else []
+        return notes
 
     def _save_if_due(self) -> list[str]:
         notes, self.saver.complaints = self.saver.complaints, []
@@ -280,6 +295,8 @@ class Trainer:
         paces = self.ranks.gather(self._pace.mean())
         step_seconds = paces[0].step
         record = self._window.summary(self.ranks)
+        record |= self._efficiency.summary(self.ranks, step_seconds * self._pace.steps)
+        record |= memory_in_use(self.device, self.ranks)
         record |= {
             "images_per_second": self._images_per_step / step_seconds if step_seconds else 0.0,
             "data_wait": max(pace.data_wait for pace in paces) / step_seconds if step_seconds else 0.0,
@@ -289,6 +306,7 @@ class Trainer:
         slow = slow_ranks(paces)
         metrics.write(self.steps_done, {**record, "slow_ranks": slow} if slow else record)
         self._window.forget()
+        self._efficiency.forget()
         self._pace.forget()
         return [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
 
@@ -317,9 +335,14 @@ class Trainer:
                 self._sample_log = SampleLog(config.run_dir, self.ranks, self.steps_done)
                 stack.callback(self._sample_log.close)
             if self.ranks.is_first:
-                yield stack.enter_context(Metrics(config.run_dir, self.steps_done, config.tensorboard))
+                yield stack.enter_context(_build_metrics(config, self.steps_done))
             else:
                 yield NoMetrics()
+
+
+def _build_metrics(config: TrainConfig, steps_done: int) -> Metrics:
+    wandb = WandbWriter(config.run_dir, config.wandb, as_mapping(config)) if config.wandb else None
+    return Metrics(config.run_dir, steps_done, config.tensorboard, wandb)
 
 
 def _due(step: int, every: int, last: int) -> bool:
