@@ -1,9 +1,9 @@
 """What the base model knew before the run: its loss by timestep, read as what it itself predicts; and before and after.
 
 An epsilon model that is trained on as a v model answers wrongly at first only because it is asked in another language.
-Here its answer is translated: the network is given the noised latents at the timestep of its own schedule that has their
-sigma, and its output becomes the run's through the clean latents that it stands for. Where the base's schedule ends
-before the run's (SDXL's at sigma 14.6), there is no such timestep, and no number.
+Here its answer is translated: the network is given the noised latents at the timestep of its own schedule that has
+their sigma, and its output becomes the run's through the clean latents that it stands for. Where the base's schedule
+ends before the run's (SDXL's at sigma 14.6), there is no such timestep, and no number.
 """
 
 from collections.abc import Callable, Sequence

@@ -38,8 +38,9 @@ def validation_loss(
 ) -> dict[str, float]:
     """The mean of `sample_loss` at each timestep, over all samples of the batches; keys as JSON needs them.
 
-    Captions are encoded once a batch. The noise is that of the batch's seeds, the same at every timestep and every call. Every rank has all batches and
-    takes its share; all make equally many forward passes, which sharded networks need. Collective.
+    Captions are encoded once a batch. The noise is that of the batch's seeds, the same at every timestep and every
+    call. Every rank has all batches and takes its share; all make equally many forward passes, which sharded networks
+    need. Collective.
     """
     ranks = ranks or Ranks()
     sums = dict.fromkeys(timesteps, 0.0)

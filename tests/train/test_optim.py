@@ -53,9 +53,9 @@ def test_parts_have_rates_of_their_own_and_the_longest_pattern_counts() -> None:
 
 def test_a_part_that_is_not_trained_is_refused_with_the_nearest() -> None:
     parameters = {name: nn.Parameter(torch.ones(2)) for name in ("unet.up_blocks.0.w", "unet.mid_block.w")}
-    with pytest.raises(ConfigError, match='did you mean "unet.up_blocks"'):
+    with pytest.raises(ConfigError, match=r'did you mean "unet\.up_blocks"'):
         build_optimizer(OptimConfig(lr_of={"unet.up_block": 0.5}), parameters)
-    with pytest.raises(ConfigError, match="set optim.text_encoder_lr above 0"):
+    with pytest.raises(ConfigError, match=r"set optim\.text_encoder_lr above 0"):
         build_optimizer(OptimConfig(lr_of={"text_encoder_2": 0.5}), parameters)
     with pytest.raises(ConfigError, match="is -1"):
         OptimConfig(lr_of={"unet": -1.0})

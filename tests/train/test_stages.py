@@ -170,5 +170,7 @@ def test_a_settings_file_holds_stages(config: TrainConfig, tmp_path: Path) -> No
     assert "[[stage]]" in path.read_text()
     assert read_toml(path, TrainConfig) == config
     path.write_text(path.read_text().replace("micro_batch_size = 1", "micro_batchsize = 1"))
-    with pytest.raises(ConfigError, match="unknown key 'stage.micro_batchsize'; did you mean 'stage.micro_batch_size'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'stage\.micro_batchsize'; did you mean 'stage\.micro_batch_size'"
+    ):
         read_toml(path, TrainConfig)
