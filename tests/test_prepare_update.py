@@ -17,12 +17,13 @@ from preparing import (
     COUNT,
     draw_picture,
     draw_pictures,
+    exit_code,
     finish,
     killed_at_replace,
     killed_at_unlink,
     manifest_of,
-    run_killed,
     small_vae,
+    start_preparer,
     tree_digest,
 )
 
@@ -165,7 +166,7 @@ def test_an_update_killed_anywhere_leaves_the_old_cache_or_the_new(
     versions: Versions, tmp_path: Path, kill: Callable[[], None]
 ) -> None:
     out = Path(shutil.copytree(versions.before, tmp_path / "out"))
-    run_killed(lambda: finish(versions.new, versions.vae, out), kill)
+    exit_code(start_preparer(versions.new, versions.vae, out, arrange=kill))
     cache = open_latents(out)
     assert len(cache) == (COUNT - 1 if cache.plan.generation == 0 else 20)
     finish(versions.new, versions.vae, out)
@@ -176,8 +177,8 @@ def test_an_update_killed_anywhere_leaves_the_old_cache_or_the_new(
 def test_the_kills_reach_to_the_end(versions: Versions, tmp_path: Path, number: int, killed: bool) -> None:
     """The test above is sharp: rename 11 is the last of the run."""
     out = Path(shutil.copytree(versions.before, tmp_path / "out"))
-    status = run_killed(lambda: finish(versions.new, versions.vae, out), killed_at_replace(number, after=True))
-    assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) == killed
+    child = start_preparer(versions.new, versions.vae, out, arrange=killed_at_replace(number, after=True))
+    assert (exit_code(child) == -signal.SIGKILL) == killed
 
 
 @pytest.mark.parametrize("stop_after", [1, 5])

@@ -115,9 +115,10 @@ class Trainer:
                     self._look(metrics, [observer for observer in self.observers if observer.before_training])
                 while self.steps_done < self.config.steps and not self._agreed.stop:
                     yield self._one_step(batches_of_steps, metrics)
-            except (GeneratorExit, NonFiniteError):
-                # In both cases the weights are those of the last finished step.
-                self._save_for_good()
+            except (GeneratorExit, NonFiniteError) as stopped:
+                # The weights are those of the last finished step, unless they moved within the one that failed.
+                if not (self._moves_in_backward and isinstance(stopped, NonFiniteError)):
+                    self._save_for_good()
                 raise
             self._save_for_good()
 
@@ -251,11 +252,20 @@ class Trainer:
         where = [str(rank) for rank, (bad, _) in enumerate(gathered) if bad]
         on_rank = f" (rank {', '.join(where)})" if self.ranks.world > 1 and where else ""
         self.optimizer.zero_grad(set_to_none=True)
+        state = "The weights of the step before are saved."
+        if self._moves_in_backward:
+            state = (
+                "With optim.fused_backward other weights have moved already, so the last checkpoint is what there is."
+            )
         raise NonFiniteError(
-            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}{on_rank}. The "
-            "weights of the step before are saved. Look at these images; to go on with other settings, such as a "
-            "lower optim.lr, export the run and train the export in a new run_dir"
+            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}{on_rank}. {state} "
+            "Look at these images; to go on with other settings, such as a lower optim.lr, export the run and train "
+            "the export in a new run_dir"
         )
+
+    @property
+    def _moves_in_backward(self) -> bool:
+        return isinstance(self.optimizer, FusedBackward)
 
     def _after_step(self, metrics: Any) -> tuple[str, ...]:
         """Whatever is due after a step; returns what was done, in words."""

@@ -438,3 +438,17 @@ def test_settings_of_one_device_or_of_frozen_encoders_are_refused_elsewhere(conf
         replace(config, offload_text_encoders=True, optim=replace(config.optim, text_encoder_lr=1e-4))
     with pytest.raises(ConfigError, match="stochastically"):
         train(replace(config, precision="pure_bf16", optim=replace(config.optim, name="adafactor")))
+
+
+def test_a_fused_update_that_meets_infinity_is_not_saved(config: TrainConfig) -> None:
+    config = replace(config, micro_batches_per_step=1, optim=replace(config.optim, fused_backward=True))
+    train(config, until=2)
+    before = state(config)
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        last = next(iter(trainer.parameters.values()))  # the backward pass comes to the first layer last
+        last.register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(NonFiniteError, match=r"gradient is not finite.*last checkpoint is what there is"):
+            list(trainer.steps())
+    assert_equal_states(state(config), before)
+    assert [report.steps_done for report in train(config)] == [3, 4]
