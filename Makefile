@@ -20,7 +20,7 @@ BENCH_TRAIN :=
 BENCH_TRAIN += benchmarks/bench_train.py
 BENCH_TRAIN += benchmarks/bench_checkpoint.py
 
-.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-train clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-sample bench-train clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
 	@echo "make bench-train  measure the training loop, saving and resuming beside their peers (a quiet machine: minutes)"
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
+	@echo "make bench-sample  sampling beside bare U-Net calls and diffusers' pipeline: a minute or two"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
 $(BIN)/uv:
@@ -80,6 +81,9 @@ bench-data: $(VENV)/.installed
 bench-train: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'
 	@for script in $(BENCH_TRAIN); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+
+bench-sample: $(VENV)/.installed
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_sample.py
 
 clean:
 	rm -rf $(VENV) work build dist

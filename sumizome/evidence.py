@@ -82,7 +82,13 @@ def file_evidence(header: TensorHeader, sidecar: Literal["epsilon", "v_predictio
     except ModelError:
         seen, zero_snr = "EDM", False
     says = [*_marks(header), *_metadata(header.metadata), *_beside(header, sidecar)]
-    return Judgement(seen, zero_snr, _judged(says, seen, zero_snr), tuple(_doubts(says, seen, zero_snr)))
+    doubts = [*_doubts(says, seen, zero_snr)]
+    if seen == "epsilon" and "ztsnr" in header.tensors:
+        doubts.append(
+            "holds ztsnr without v_pred: most likely a v-prediction model that lost its other mark; `sumizome mend` "
+            "with --prediction v --zero-terminal-snr gives it back."
+        )
+    return Judgement(seen, zero_snr, _judged(says, seen, zero_snr), tuple(doubts))
 
 
 def name_says_v(path: Path) -> bool:

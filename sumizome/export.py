@@ -23,7 +23,14 @@ from sumizome.export_check import (
     read_back,
     step_source,
 )
-from sumizome.export_metadata import ExportDtype, ModelCard, model_metadata, sidecar_path, write_sidecar
+from sumizome.export_metadata import (
+    ExportDtype,
+    ModelCard,
+    model_metadata,
+    refuse_false_sidecar,
+    sidecar_path,
+    write_sidecar,
+)
 from sumizome.files import folder_committed, write_atomically
 from sumizome.models.architecture import SDXL_SCALING_FACTOR
 from sumizome.models.diffusers_folder import folder_key, write_small_files
@@ -94,6 +101,8 @@ def write_single_file(
     markers = prediction_markers(model.prediction_type, model.schedule_config)
     sidecar = sidecar_path(model, path)
     _check_target(path, sidecar, overwrite)
+    if sidecar is None:
+        refuse_false_sidecar(path, model.prediction_type)
     if needs_folding(model.vae):
         networks = networks | {"vae": _with_sdxl_scaling(model.vae)}
     metadata = model_metadata(model, card or ModelCard(), dtype)

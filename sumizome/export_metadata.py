@@ -14,11 +14,11 @@ from sumizome import __version__
 from sumizome.errors import ExportError
 from sumizome.files import write_atomically
 from sumizome.models.architecture import unet_config
-from sumizome.models.prediction_marks import prediction_metadata
+from sumizome.models.prediction_marks import prediction_metadata, sidecar_of
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tensor_writer import DATA_HASH
 
-__all__ = ["ExportDtype", "ModelCard", "model_metadata", "sidecar_path", "write_sidecar"]
+__all__ = ["ExportDtype", "ModelCard", "model_metadata", "refuse_false_sidecar", "sidecar_path", "write_sidecar"]
 
 ExportDtype = Literal["fp32", "fp16", "bf16"]
 
@@ -66,6 +66,12 @@ def sidecar_path(model: SDXLModel, path: Path) -> Path | None:
     """Where A1111 looks for the configuration of the single file `path`; None for a model that needs none."""
     needed = model.prediction_type == "v_prediction" and _is_full_size(model)
     return path.with_suffix(".yaml") if needed else None
+
+
+def refuse_false_sidecar(path: Path, prediction_type: str) -> None:
+    """Raises: ExportError if a .yaml that stands where that of the file `path` would says another prediction type."""
+    if sidecar_of(path)[1] not in (None, prediction_type):
+        raise ExportError(f"{path.with_suffix('.yaml')} would make programs read {path.name} wrongly: remove it first.")
 
 
 def write_sidecar(path: Path) -> None:

@@ -5,7 +5,7 @@ what it was batched with. Noise comes from a CPU generator by seed, as ComfyUI's
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -15,24 +15,31 @@ from PIL import Image
 from torch import Tensor
 
 from sumizome.diffusion.denoiser import Denoise, Denoiser
-from sumizome.diffusion.guidance import GuidanceConfig, build_guided_denoiser
-from sumizome.diffusion.samplers import SAMPLERS, SamplerName, SamplerState
+from sumizome.diffusion.guidance import GuidedDenoiser, build_guided_denoiser
+from sumizome.diffusion.samplers import SAMPLERS, SamplerState
 from sumizome.diffusion.schedule import build_noise_schedule
-from sumizome.diffusion.sigmas import Grid, SigmaMax, build_sigmas
+from sumizome.diffusion.sigmas import Sigmas, build_sigmas, scaled_sigma_max
 from sumizome.errors import ConfigError
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
 from sumizome.models.sdxl import SDXLModel
-from sumizome.models.text_encoding import chunk_prompt, encode_prompts, tokenize
-from sumizome.models.vae import decode_latents, vae_factor
+from sumizome.models.tiled_decode import decode_in_tiles
+from sumizome.models.vae import vae_factor
+from sumizome.models.weighted_prompts import chunk_weighted, encode_weighted
+from sumizome.picture_request import Picture, PictureRequest, RedrawConfig, SamplingConfig, SecondPassConfig
+from sumizome.prompts import scheduled
+from sumizome.redraw import Start, enlarge, keep_known, keep_outside_mask, load_start
 from sumizome.seeds import generator
 from sumizome.shapes import Latents, Pixels
 
 __all__ = [
     "Picture",
     "PictureRequest",
+    "RedrawConfig",
     "SamplingConfig",
+    "SecondPassConfig",
     "check_canvas",
     "draw_pictures",
+    "final_canvas",
     "guided_denoiser",
     "initial_noise",
     "native_canvas",
@@ -40,44 +47,6 @@ __all__ = [
 ]
 
 _LATENT_CHANNELS = 4
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How noise becomes a picture."""
-
-    steps: int = 28
-    """Network calls, or pairs of them for second-order samplers; 28 is the report's."""
-    sampler: SamplerName = "euler"
-    """Euler and euler_ancestral are the report's."""
-    grid: Grid = "native"
-    """Where the steps stand: native = evenly in timestep, the report's."""
-    sigma_max: SigmaMax = "pure"
-    """Where sampling starts: pure noise, a finite sigma, or one scaled with the canvas."""
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-
-
-@dataclass(frozen=True)
-class PictureRequest:
-    """One picture to draw."""
-
-    prompt: str
-    negative_prompt: str = ""
-    canvas: tuple[int, int] = (1024, 1024)
-    """(height, width) in pixels."""
-    seed: int = 0
-    """Of its noise; the same seed gives the same picture alone or in a batch."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn picture and what was asked for."""
-
-    request: PictureRequest
-    image: Image.Image
-    dropped: str = ""
-    """The ends of prompt and negative prompt that did not fit into the chunks; "" if all did."""
 
 
 def native_canvas(model: SDXLModel) -> tuple[int, int]:
@@ -92,29 +61,32 @@ def draw_pictures(
     *,
     batch_size: int = 4,
     max_chunks: int = 3,
+    decode_tile: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[Picture]:
     """The requested pictures in order, as they are finished. `on_step(done, total)` counts sampler steps over all.
 
+    `decode_tile`: side in pixels of the tiles that the VAE decodes at a time; 0 = whole pictures.
     Raises: ConfigError for a canvas that the model cannot draw.
     """
     for request in requests:
         check_canvas(model, request.canvas)
+        check_canvas(model, final_canvas(request))
     batches = list(_batches(requests, batch_size, max_chunks))
-    total = sum(batch[0].sampling.steps for batch in batches)
+    total = sum(len(sigmas) - 1 for batch in batches for sigmas in _grids(model, batch[0]))
     done = 0
     for batch in batches:
-        for state in _sample(model, batch, max_chunks):
+        for state in _drawn(model, batch, max_chunks):
             latents = state.x
             done += 1
             if on_step is not None:
                 on_step(done, total)
-        for request, row in zip(batch, latents, strict=True):
+        for number, (request, row) in enumerate(zip(batch, latents, strict=True)):
             # One at a time: at SDXL's size decoding takes more memory than the U-Net.
-            (image,) = _images(decode_latents(model.vae, row[None]))
-            prompts = (request.prompt, request.negative_prompt)
-            dropped = [chunk_prompt(prompt, max_chunks).dropped for prompt in prompts]
-            yield Picture(request, image, "; ".join(filter(None, dropped)))
+            (image,) = _images(decode_in_tiles(model.vae, row[None], decode_tile))
+            dropped = [chunk_weighted(p, request.syntax, max_chunks).dropped for p in _step_prompts(request)[-1]]
+            image = keep_outside_mask(image, request.redraw)
+            yield Picture(request, image, (number, len(batch)), "; ".join(filter(None, dropped)))
 
 
 def _batches(requests: Sequence[PictureRequest], batch_size: int, max_chunks: int) -> Iterator[list[PictureRequest]]:
@@ -122,45 +94,147 @@ def _batches(requests: Sequence[PictureRequest], batch_size: int, max_chunks: in
 
     A prompt batched with a longer one would be padded with an empty chunk, and be another picture.
     """
-    for _, group in groupby(requests, key=lambda r: (r.canvas, r.sampling, _chunks(r, max_chunks))):
+    for _, group in groupby(requests, key=lambda request: _alike(request, max_chunks)):
         alike = list(group)
         yield from (alike[start : start + batch_size] for start in range(0, len(alike), batch_size))
 
 
-def _chunks(request: PictureRequest, max_chunks: int) -> int:
+def _alike(request: PictureRequest, max_chunks: int) -> tuple[object, ...]:
+    """What requests of one batch have in common."""
+    chunks = _chunks(request, max_chunks)
+    return request.canvas, request.sampling, request.syntax, request.redraw, request.second_pass, chunks
+
+
+def _chunks(request: PictureRequest, max_chunks: int) -> tuple[tuple[int, ...], ...]:
+    """Chunks of prompt and negative prompt, of each version that schedules make of them."""
+    versions = dict.fromkeys(_step_prompts(request))
+    counts = [tuple(len(chunk_weighted(p, request.syntax, max_chunks).chunks) for p in pair) for pair in versions]
+    return tuple((max(pair),) if request.syntax in ("plain", "novelai") else pair for pair in counts)
+
+
+def _step_prompts(request: PictureRequest) -> list[tuple[str, str]]:
+    """(prompt, negative prompt) of each step."""
+    steps = request.sampling.steps
     prompts = (request.prompt, request.negative_prompt)
-    return max(len(chunk_prompt(prompt, max_chunks).chunks) for prompt in prompts)
+    return list(zip(*(scheduled(prompt, request.syntax, steps) for prompt in prompts), strict=True))
 
 
-def _sample(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> Iterator[SamplerState]:
-    sampling, canvas = batch[0].sampling, batch[0].canvas
+def _grids(model: SDXLModel, request: PictureRequest) -> list[Sigmas]:
+    """The sigmas of the pass, or of both."""
+    sampling, second = request.sampling, request.second_pass
     schedule = build_noise_schedule(model.schedule_config)
-    shape = (_LATENT_CHANNELS, *(side // vae_factor(model.vae) for side in canvas))
     # What a canvas asks of sigma_max is decided by its latents: the rule's pixels are SDXL's, eight to a latent.
-    sdxl_canvas = (8 * shape[1], 8 * shape[2])
-    sigmas = build_sigmas(sampling.grid, sampling.steps, schedule, sampling.sigma_max, sdxl_canvas)
+    height, width = (8 * side for side in _latent_shape(model, request.canvas)[1:])
+    first = build_sigmas(
+        sampling.grid, sampling.steps, schedule, sampling.sigma_max, (height, width), sampling.base_sigma_max
+    )
+    if request.redraw.image is not None:
+        first = first[-max(1, int(request.redraw.strength * sampling.steps)) - 1 :]
+    if second.scale == 1:
+        return [first]
+    start = scaled_sigma_max(second.detail_sigma, final_canvas(request), request.canvas)
+    return [first, build_sigmas(sampling.grid, second.steps, schedule, start)]
+
+
+def final_canvas(request: PictureRequest) -> tuple[int, int]:
+    """The (height, width) of the finished picture."""
+    height, width = (round(side * request.second_pass.scale) for side in request.canvas)
+    return height, width
+
+
+def _drawn(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> Iterator[SamplerState]:
+    """States of the pass or of both; the last one's x is the result."""
+    first, *others = _grids(model, batch[0])
+    shape = _latent_shape(model, batch[0].canvas)
+    noise = torch.stack([initial_noise(request.seed, shape, request.noise_row) for request in batch])
+    start = load_start(model.vae, batch[0].redraw, batch[0].canvas)
+    mask = None if start is None else start.mask
+    state = None
+    for state in _sample(model, batch, max_chunks, first, noise, start):
+        yield state
+    for sigmas in others:
+        assert state is not None
+        sampling = replace(batch[0].sampling, steps=len(sigmas) - 1)
+        larger = [replace(request, canvas=final_canvas(request), sampling=sampling) for request in batch]
+        shape = _latent_shape(model, larger[0].canvas)
+        known = enlarge(state.x, shape[1:])
+        mask = None if mask is None else enlarge(mask, shape[1:])
+        noise = torch.stack([torch.randn(shape, generator=generator(r.seed, "second pass")) for r in larger])
+        yield from _sample(model, larger, max_chunks, sigmas, noise, Start(known, mask))
+
+
+def _sample(
+    model: SDXLModel,
+    batch: list[PictureRequest],
+    max_chunks: int,
+    sigmas: Sigmas,
+    unit_noise: Latents,
+    start: Start | None,
+) -> Iterator[SamplerState]:
+    """One pass: from noise, or from `start` with noise upon it."""
     device = model.unet.device
-    x = torch.stack([initial_noise(request.seed, shape) for request in batch]).to(device) * sigmas[0].float()
+    x = unit_noise.to(device) * sigmas[0].float()
+    denoise = guided_denoiser(model, batch, max_chunks, sigmas)
+    if start is not None:
+        x = x + start.latents.to(device)
+        denoise = keep_known(denoise, start)
+    shape = tuple(unit_noise.shape[1:])
 
     def noise(key: int) -> Latents:
         rows = [torch.randn(shape, generator=generator(request.seed, "sampler", key)) for request in batch]
         return torch.stack(rows).to(device)
 
-    return SAMPLERS[sampling.sampler](guided_denoiser(model, batch, max_chunks), x, sigmas, noise)
+    return SAMPLERS[batch[0].sampling.sampler](denoise, x, sigmas, noise)
 
 
-def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Tensor, "c h w"]:
-    """Unit noise [c, h, w] by seed, bit for bit what ComfyUI and A1111 (RNG: CPU) draw for a single picture."""
-    return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[0]
+def _latent_shape(model: SDXLModel, canvas: tuple[int, int]) -> tuple[int, int, int]:
+    factor = vae_factor(model.vae)
+    return _LATENT_CHANNELS, canvas[0] // factor, canvas[1] // factor
+
+
+def initial_noise(seed: int, shape: tuple[int, ...], row: int = 0) -> Float[Tensor, "c h w"]:
+    """Unit noise [c, h, w] by seed, bit for bit what ComfyUI and A1111 (RNG: CPU) draw for a single picture.
+
+    `row` > 0 is a further picture of a ComfyUI batch, whose noise is one draw [rows, c, h, w].
+    """
+    return torch.randn((row + 1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[row]
 
 
 @torch.no_grad()
-def guided_denoiser(model: SDXLModel, batch: Sequence[PictureRequest], max_chunks: int = 3) -> Denoise:
-    """D(x, sigma) for a batch of requests of one canvas, guided as their (common) sampling says."""
-    prompts = [request.prompt for request in batch] + [request.negative_prompt for request in batch]
-    tokens = tokenize(prompts, max_chunks)
-    prompt_embeds, pooled = encode_prompts(model.text_encoders, tokens.input_ids)
-    time_ids = canvas_time_ids(batch[0].canvas, len(prompts)).to(prompt_embeds.device)
+def guided_denoiser(
+    model: SDXLModel, batch: Sequence[PictureRequest], max_chunks: int = 3, sigmas: Sigmas | None = None
+) -> Denoise:
+    """D(x, sigma) for a batch of requests of one canvas, guided as their (common) sampling says.
+
+    `sigmas`, the grid, says which step a sigma belongs to where prompts change while sampling.
+    """
+    by_step = list(zip(*(_step_prompts(request) for request in batch), strict=True))
+    denoisers = {prompts: _guided(model, batch, prompts, max_chunks) for prompts in dict.fromkeys(by_step)}
+    if len(denoisers) == 1 or sigmas is None:
+        return denoisers[by_step[0]]
+    ends = sigmas[1:].tolist()
+    # A grid that was cut at its beginning makes the last steps.
+    versions = [denoisers[prompts] for prompts in by_step[-len(ends) :]]
+
+    def version(sigma: float) -> GuidedDenoiser:
+        return versions[sum(end >= sigma for end in ends)]
+
+    return GuidedDenoiser(
+        batch[0].sampling.guidance,
+        lambda x, sigma: version(sigma).conditional(x, sigma),
+        lambda x, sigma: version(sigma).paired(x, sigma),
+    )
+
+
+def _guided(
+    model: SDXLModel, batch: Sequence[PictureRequest], prompts: Sequence[tuple[str, str]], max_chunks: int
+) -> GuidedDenoiser:
+    """The denoiser of one version of each request's prompt and negative prompt."""
+    syntax = batch[0].syntax
+    texts = [prompt for prompt, _ in prompts] + [negative for _, negative in prompts]
+    chunked = [chunk_weighted(text, syntax, max_chunks) for text in texts]
+    prompt_embeds, pooled = encode_weighted(model.text_encoders, chunked, syntax)
+    time_ids = canvas_time_ids(batch[0].canvas, len(texts)).to(prompt_embeds.device)
     both = UNetConditioning(prompt_embeds, pooled, time_ids)
     rows = slice(len(batch))
     return build_guided_denoiser(batch[0].sampling.guidance, _denoiser(model, both.rows(rows)), _denoiser(model, both))

@@ -239,8 +239,17 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
 def _component_problems(component: Component) -> list[str]:
+    strange = {dtype: count for dtype, count in component.dtypes.items() if dtype not in _FLOATS}
     return [
+        *(
+            f"{component.name} has {count:,} weights of dtype {dtype}, where floating-point numbers belong: quantised "
+            "in a way that is not known here, or damaged."
+            for dtype, count in strange.items()
+        ),
         _names_problem(f"{component.name} lacks", component.missing),
         _names_problem(f"{component.name} has tensors that SDXL does not:", component.foreign),
         _names_problem(f"{component.name} has other shapes than SDXL:", component.misshapen),

@@ -17,7 +17,7 @@ from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import ExportError, ModelError
 from sumizome.export_check import TORCH_DTYPES, cast_weight, check_step, read_back, step_source
-from sumizome.export_metadata import ModelCard, model_metadata, sidecar_path, write_sidecar
+from sumizome.export_metadata import ModelCard, model_metadata, refuse_false_sidecar, sidecar_path, write_sidecar
 from sumizome.files import folder_committed, write_atomically
 from sumizome.inspection import Findings, inspect_model
 from sumizome.mend_decision import MendConfig, betas_of, check_place, check_source, decide, is_file
@@ -29,7 +29,7 @@ from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, to_original
 from sumizome.models.network_stream import Network, network_from_file, network_from_folder, open_vae
 from sumizome.models.networks import build_network
 from sumizome.models.one_step import StepSource
-from sumizome.models.prediction_marks import MARKS, prediction_markers, sidecar_of
+from sumizome.models.prediction_marks import MARKS, prediction_markers
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tensor_writer import TensorJob, job_of, safetensors_name, write_tensors
 
@@ -154,8 +154,8 @@ def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], o
             jobs.append(TensorJob(name, _wanted(network, rule, config), shape, partial(_stored, network, rule, config)))
     metadata = _metadata(findings, model, jobs, config, out)
     sidecar = sidecar_path(model, out) if findings.layout != "unet" else None
-    if sidecar is None and sidecar_of(out)[1] not in (None, model.prediction_type):
-        raise ExportError(f"{out.with_suffix('.yaml')} would make programs read {out.name} wrongly: remove it first.")
+    if sidecar is None:
+        refuse_false_sidecar(out, model.prediction_type)
 
     def write(file: Path) -> None:
         write_tensors(file, jobs, metadata)

@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from sumizome.data.buckets import BucketConfig, bucket_table
+from sumizome.device import GPUS
 from sumizome.errors import ConfigError
 from sumizome.models.architecture import clip_config, unet_config, vae_config
 from sumizome.models.diffusers_folder import open_folder
@@ -29,20 +30,6 @@ from sumizome.train.precision import PrecisionName
 __all__ = ["GPUS", "Change", "Cluster", "Memory", "Networks", "Plan", "make_plan", "read_networks", "way_to_fit"]
 
 GIB = 2**30
-
-GPUS: dict[str, tuple[float, float, float]] = {
-    # dense peak TFLOP/s in bfloat16, in tf32; memory, GB
-    "h100": (989.0, 494.5, 80.0),
-    "h200": (989.0, 494.5, 141.0),
-    "a100": (312.0, 156.0, 80.0),
-    "a100-40": (312.0, 156.0, 40.0),
-    "l40s": (362.0, 183.0, 48.0),
-    "a6000": (154.8, 77.4, 48.0),
-    "4090": (165.2, 82.6, 24.0),
-    "3090": (71.0, 35.6, 24.0),
-    "5090": (209.5, 104.8, 32.0),
-}
-"""By the makers' data sheets; GeForce cards with float32 accumulation, which is what training uses."""
 
 _CONTEXT = 1.0 * GIB
 """CUDA's context, cuBLAS and cuDNN handles: between 0.5 and 1 GiB on every card."""

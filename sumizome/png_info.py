@@ -1,9 +1,11 @@
 """What a drawn picture says of itself: A1111's `parameters` text, which most programs read, and our own JSON.
 
-Nothing here claims to be another program: `Software` is ours, and no signed or hidden data is written.
+Nothing here claims to be another program: `Software` is ours, and no signed or hidden data is written. `png_settings`
+reads what is written here, and other programs' pictures.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,41 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sumizome import __version__
+from sumizome.diffusion.samplers import SamplerName
+from sumizome.diffusion.sigmas import Grid
 from sumizome.files import write_atomically
 from sumizome.inference import PictureRequest, SamplingConfig
 from sumizome.settings import as_mapping
 
-__all__ = ["parameters_text", "write_png"]
+__all__ = ["GRID_LABELS", "SAMPLER_LABELS", "parameters_text", "write_png"]
 
-_SAMPLER_LABELS = {
+SAMPLER_LABELS: dict[SamplerName, str] = {
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm2_ancestral": "DPM2 a",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
     "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
     "dpmpp_sde": "DPM++ SDE",
+    "lms": "LMS",
+    "ddim": "DDIM",
+    "unipc": "UniPC",
+    "euler_cfg_pp": "Euler CFG++",
 }
-_GRID_LABELS = {"native": "Uniform", "trailing": "SGM Uniform", "karras": "Karras", "exponential": "Exponential"}
+GRID_LABELS: dict[Grid, str] = {
+    "native": "Uniform",
+    "trailing": "SGM Uniform",
+    "sgm_uniform": "SGM Uniform",
+    "simple": "Simple",
+    "beta": "Beta",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "polyexponential": "Polyexponential",
+    "kl_optimal": "KL Optimal",
+}
 
 
 def parameters_text(request: PictureRequest, model_name: str, zero_terminal_snr: bool) -> str:
@@ -34,14 +56,16 @@ def parameters_text(request: PictureRequest, model_name: str, zero_terminal_snr:
     height, width = request.canvas
     settings: dict[str, Any] = {
         "Steps": sampling.steps,
-        "Sampler": _SAMPLER_LABELS[sampling.sampler],
-        "Schedule type": _GRID_LABELS[sampling.grid],
+        "Sampler": SAMPLER_LABELS[sampling.sampler],
+        "Schedule type": GRID_LABELS[sampling.grid],
         "CFG scale": f"{sampling.guidance.guidance_scale:g}",
         "Seed": request.seed,
         "Size": f"{width}x{height}",
         "Model": model_name,
         "RNG": "CPU",
     }
+    if isinstance(sampling.sigma_max, float):
+        settings["Schedule max sigma"] = f"{sampling.sigma_max:g}"
     if sampling.guidance.guidance_rescale:
         settings["Rescale CFG"] = f"{sampling.guidance.guidance_rescale:g}"
     if zero_terminal_snr:
@@ -60,14 +84,20 @@ def _quoted(value: str) -> str:
 
 
 def write_png(
-    image: Image.Image, path: Path, request: PictureRequest, model_name: str, zero_terminal_snr: bool
+    image: Image.Image,
+    path: Path,
+    request: PictureRequest,
+    model_name: str,
+    zero_terminal_snr: bool,
+    drawn: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the picture with its settings inside.
+    """Writes the picture with its settings inside; `drawn` is what repetition needs beside the request.
 
     Raises: DataError when it cannot be written.
     """
+    own = {"model": model_name, **(drawn or {}), **as_mapping(request)}
     info = PngInfo()
     info.add_itxt("parameters", parameters_text(request, model_name, zero_terminal_snr))
-    info.add_itxt("sumizome", json.dumps({"model": model_name, **as_mapping(request)}, ensure_ascii=False))
+    info.add_itxt("sumizome", json.dumps(own, ensure_ascii=False))
     info.add_text("Software", f"Sumizome {__version__}")
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))

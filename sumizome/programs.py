@@ -106,7 +106,8 @@ def _verdict(program: Program, facts: ModelFacts) -> Verdict:
             action += f"; then {program.if_schedule_is_wrong}"
         return Verdict(program.name, *_pair(seen), False, action)
     if seen.zero_terminal_snr != facts.zero_terminal_snr:
-        return Verdict(program.name, *_pair(seen), False, program.if_schedule_is_wrong)
+        action = "mend (takes out what says pure noise)" if seen.zero_terminal_snr else program.if_schedule_is_wrong
+        return Verdict(program.name, *_pair(seen), False, action)
     return Verdict(program.name, *_pair(seen), True, program.remark(facts) or "none")
 
 

@@ -1,7 +1,8 @@
 """A config dataclass from TOML files and command-line flags: the same keys, one parser, and a flag wins.
 
 A file is turned into flags that stand before the user's own, so there is one parser, one set of types and one set of
-messages. Nested tables are dotted flags: `[loss] gamma = 5` is `--loss.gamma 5`. To set nothing, leave the key out.
+messages. Nested tables are dotted flags: `[loss] gamma = 5` is `--loss.gamma 5`. To set nothing, leave the key out. A
+table of free keys is one flag with pairs behind it, an array of tables one flag with a JSON object for each (`table`).
 """
 
 import contextlib
@@ -9,15 +10,18 @@ import dataclasses
 import difflib
 import io
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sumizome.errors import ConfigError
 
-__all__ = ["as_mapping", "parse", "read_toml", "to_toml"]
+__all__ = ["as_mapping", "parse", "read_toml", "table", "to_toml"]
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def parse(command_type: type, arguments: Sequence[str], prog: str, description: str | None) -> Any:
@@ -38,12 +42,38 @@ def parse(command_type: type, arguments: Sequence[str], prog: str, description: 
             flags.append(argument)
     captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
+        with contextlib.redirect_stderr(captured), _arrays_of_tables():
             return tyro.cli(command_type, args=_merged(from_files, flags), prog=prog, description=description)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ConfigError(f"{_one_line(captured.getvalue())}; see `{prog} --help`") from None
+
+
+@contextlib.contextmanager
+def _arrays_of_tables() -> Iterator[None]:
+    """Within, the parser takes a dataclass with `array_of_tables` (its key) as one JSON object."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        item: Any = info.type
+        where = getattr(item, "array_of_tables", None)
+        if where is None:
+            return None
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=lambda words: table(words[0], item, where),
+            is_instance=lambda value: isinstance(value, item),
+            str_from_instance=lambda value: [json.dumps(as_mapping(value))],
+        )
+
+    with registry:
+        yield
 
 
 def _merged(from_files: list[str], flags: list[str]) -> list[str]:
@@ -115,7 +145,10 @@ def _flags(mapping: Mapping[str, Any], config_type: type, prefix: str, path: Pat
         if key in positional:
             continue
         flag = "--" + (prefix + key).replace("_", "-")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and typing.get_origin(types[key]) is dict:
+            yield flag
+            yield from (str(part) for pair in value.items() for part in pair)
+        elif isinstance(value, Mapping):
             if not dataclasses.is_dataclass(types[key]):
                 raise ConfigError(f"{path}: '{prefix}{key}' is a table, but it takes a single value")
             yield from _flags(value, typing.cast(type, types[key]), f"{prefix}{key}.", path)
@@ -125,7 +158,7 @@ def _flags(mapping: Mapping[str, Any], config_type: type, prefix: str, path: Pat
             yield flag if value else _negated(flag)
         elif isinstance(value, list):
             yield flag
-            yield from (str(item) for item in value)
+            yield from (json.dumps(item) if isinstance(item, Mapping) else str(item) for item in value)
         else:
             yield f"{flag}={value}"
 
@@ -153,7 +186,36 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
     return value
+
+
+T = TypeVar("T")
+
+
+def table(text: str, table_type: type[T], where: str) -> T:
+    """A frozen dataclass of plain fields from a JSON object: one table of an array of them, such as `[[stage]]`.
+
+    Raises: ConfigError naming a key that it does not have and the nearest, or a value of another type.
+    """
+    try:
+        mapping = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} takes a JSON object, found {text!r} ({error})") from error
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{where} takes a JSON object, found {text!r}")
+    hints = typing.get_type_hints(table_type)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, table_type))}
+    for key, value in mapping.items():
+        if key not in types:
+            raise ConfigError(f"unknown key '{where}.{key}'{_nearest(key, where + '.', list(types))}")
+        wanted = types[key]
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            mapping[key] = float(value)
+        elif wanted in (int, float, str) and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise ConfigError(f"{where}.{key} takes {wanted.__name__}, found {value!r}")
+    return table_type(**mapping)
 
 
 def to_toml(config: Any) -> str:
@@ -163,12 +225,26 @@ def to_toml(config: Any) -> str:
 
 def _toml_lines(mapping: Mapping[str, Any], prefix: str) -> Iterator[str]:
     tables = {key: value for key, value in mapping.items() if isinstance(value, Mapping)}
+    arrays = {key: value for key, value in mapping.items() if _is_array_of_tables(value)}
     for key, value in mapping.items():
-        if key not in tables and value is not None:
-            yield f"{key} = {_toml_value(value)}"
-    for key, table in tables.items():
-        yield f"\n[{prefix}{key}]"
-        yield from _toml_lines(table, f"{prefix}{key}.")
+        if key not in tables and key not in arrays and value is not None:
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
+    for key, nested in tables.items():
+        if nested:
+            yield f"\n[{prefix}{_toml_key(key)}]"
+            yield from _toml_lines(nested, f"{prefix}{_toml_key(key)}.")
+    for key, array in arrays.items():
+        for nested in array:
+            yield f"\n[[{prefix}{_toml_key(key)}]]"
+            yield from _toml_lines(nested, f"{prefix}{_toml_key(key)}.")
+
+
+def _is_array_of_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _toml_value(key)
 
 
 def _toml_value(value: Any) -> str:

@@ -1,9 +1,12 @@
 """What the tests of preparation share: a small VAE, pictures, digests, and ends that come as a surprise."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -65,49 +68,70 @@ def tree_digest(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def run_killed(work: Callable[[], object], kill: Callable[[], None]) -> int:
-    """Does the work in a forked process that `kill` prepares the end of; returns how it ended."""
-    child = os.fork()
-    if child == 0:
-        try:
-            kill()
-            work()
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1]
+_CLEAN = multiprocessing.get_context("forkserver")
+"""Processes forked from one that has done nothing yet: libvips' threads do not live on in a fork of this one."""
+_CLEAN.set_forkserver_preload(["sumizome.prepare", "sumizome.data.ingest"])
+
+
+def start_preparer(
+    manifest: Manifest,
+    vae: AutoencoderKL,
+    out: Path,
+    config: PrepareConfig = CONFIG,
+    arrange: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """A process that prepares, after a call of `arrange`. Its exit code is 0, or minus the signal that ended it."""
+    process = _CLEAN.Process(target=_prepare, args=(manifest, vae, out, config, arrange))
+    process.start()
+    return process
+
+
+def _prepare(
+    manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig, arrange: Callable[[], None] | None
+) -> None:
+    if arrange is not None:
+        arrange()
+    finish(manifest, vae, out, config)
+
+
+def exit_code(process: BaseProcess) -> int:
+    """Waits for its end."""
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def killed_at_replace(number: int, *, after: bool) -> Callable[[], None]:
     """SIGKILL just before, or just after, the process's n-th rename: where every commit is made."""
+    return partial(_die_at_replace, number, after)
 
-    def arrange() -> None:
-        rename, count = Path.replace, iter(range(1000))
 
-        def replace_or_die(self: Path, target: Path) -> Path:
-            dies = next(count) == number
-            if dies and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = rename(self, target)
-            if dies:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+def _die_at_replace(number: int, after: bool) -> None:
+    rename, count = Path.replace, iter(range(1000))
 
-        Path.replace = replace_or_die  # type: ignore[method-assign]
+    def replace_or_die(self: Path, target: Path) -> Path:
+        dies = next(count) == number
+        if dies and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = rename(self, target)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
 
-    return arrange
+    Path.replace = replace_or_die  # type: ignore[method-assign]
 
 
 def killed_at_unlink(number: int) -> Callable[[], None]:
     """SIGKILL just after the process's n-th removal of a file."""
+    return partial(_die_at_unlink, number)
 
-    def arrange() -> None:
-        unlink, count = Path.unlink, iter(range(1000))
 
-        def unlink_and_die(self: Path, missing_ok: bool = False) -> None:
-            unlink(self, missing_ok=missing_ok)
-            if next(count) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+def _die_at_unlink(number: int) -> None:
+    unlink, count = Path.unlink, iter(range(1000))
 
-        Path.unlink = unlink_and_die  # type: ignore[method-assign]
+    def unlink_and_die(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok=missing_ok)
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    return arrange
+    Path.unlink = unlink_and_die  # type: ignore[method-assign]

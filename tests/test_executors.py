@@ -9,13 +9,24 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from preparing import CONFIG, COUNT, draw_pictures, finish, manifest_of, small_vae, tree_digest
+from preparing import (
+    CONFIG,
+    COUNT,
+    draw_pictures,
+    exit_code,
+    finish,
+    manifest_of,
+    small_vae,
+    start_preparer,
+    tree_digest,
+)
 
 from sumizome import prepare_encoder
 from sumizome.data.buckets import BucketConfig
@@ -165,21 +176,14 @@ def test_a_rank_that_fails_is_named_and_the_other_finishes(by_one: tuple[list[st
 # ── Two preparers ──
 
 
-def start(case: Case, out: Path, config: PrepareConfig = SMALL_UNITS) -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            finish(case.manifest, case.vae, out, config)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return child
+def start(case: Case, out: Path) -> BaseProcess:
+    return start_preparer(case.manifest, case.vae, out, SMALL_UNITS)
 
 
 def test_two_preparers_share_the_units(case: Case, tmp_path: Path) -> None:
     children = [start(case, tmp_path / "out") for _ in range(2)]
     steps = list(prepare_latents(case.manifest, case.vae, tmp_path / "out", SMALL_UNITS))
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert [exit_code(child) for child in children] == [0, 0]
     assert steps[-1].written + steps[-1].rejected == COUNT
     assert tree_digest(tmp_path / "out") == tree_digest(case.expected)
 
@@ -195,10 +199,10 @@ def kill_preparers(case: Case, out: Path, *, at_once: int, kills: int, longest: 
     for _ in range(kills):
         time.sleep(float(rng.uniform(0.02, longest)))
         victim = running.pop(int(rng.integers(len(running))))
-        os.kill(victim, signal.SIGKILL)
-        died += os.WIFSIGNALED(os.waitpid(victim, 0)[1])
+        victim.kill()
+        died += exit_code(victim) == -signal.SIGKILL
         running.append(start(case, out))
-    assert [os.waitpid(child, 0)[1] for child in running] == [0] * at_once
+    assert [exit_code(child) for child in running] == [0] * at_once
     return died
 
 
@@ -230,8 +234,8 @@ def test_killed_at_twenty_random_moments(case: Case, tmp_path: Path) -> None:
         for _ in range(4):
             child = start(case, out)
             time.sleep(float(rng.uniform(0.02, 0.8)))
-            os.kill(child, signal.SIGKILL)
-            died += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            child.kill()
+            died += exit_code(child) == -signal.SIGKILL
         finish(case.manifest, case.vae, out, SMALL_UNITS)
         assert tree_digest(out) == tree_digest(case.expected)
 

@@ -1,7 +1,6 @@
 """Preparation end to end on real files: right latents, every picture counted, killed anywhere and gone on with."""
 
 import csv
-import os
 import shutil
 import signal
 import tarfile
@@ -20,11 +19,12 @@ from preparing import (
     CONFIG,
     COUNT,
     draw_pictures,
+    exit_code,
     finish,
     killed_at_replace,
     manifest_of,
-    run_killed,
     small_vae,
+    start_preparer,
     tree_digest,
 )
 
@@ -113,7 +113,7 @@ def test_a_neighbouring_crop_would_be_noticed(prepared: Path, manifest: Manifest
     with torch.no_grad():
         wrong = vae.encode(pixels).latent_dist.mean
     right = cache.read(np.array([row]))
-    assert not torch.allclose(right, wrong, rtol=2e-3, atol=2e-4)
+    assert not torch.allclose(right, wrong, rtol=2e-3, atol=3e-3 / 0.13025)
 
 
 def test_normalisation_is_the_models(prepared: Path, vae: AutoencoderKL) -> None:
@@ -250,8 +250,8 @@ def test_killed_at_any_commit_it_goes_on_to_the_same_bytes(
     manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path, number: int, after: bool
 ) -> None:
     out = tmp_path / "out"
-    status = run_killed(lambda: finish(manifest, vae, out), killed_at_replace(number, after=after))
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    killed = start_preparer(manifest, vae, out, arrange=killed_at_replace(number, after=after))
+    assert exit_code(killed) == -signal.SIGKILL
     finish(manifest, vae, out)
     assert tree_digest(out) == tree_digest(prepared)
 
@@ -263,15 +263,10 @@ def test_killed_at_any_time_again_and_again(
     rng = np.random.default_rng(0)
     kills = 0
     for _ in range(6):
-        child = os.fork()
-        if child == 0:
-            try:
-                finish(manifest, vae, out)
-            finally:
-                os._exit(0)
+        child = start_preparer(manifest, vae, out)
         time.sleep(float(rng.uniform(0.02, 0.4)))
-        os.kill(child, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        child.kill()
+        kills += exit_code(child) == -signal.SIGKILL
     finish(manifest, vae, out)
     assert kills > 0
     assert tree_digest(out) == tree_digest(prepared)

@@ -17,12 +17,13 @@ from preparing import (
     COUNT,
     draw_picture,
     draw_pictures,
+    exit_code,
     finish,
     killed_at_replace,
     killed_at_unlink,
     manifest_of,
-    run_killed,
     small_vae,
+    start_preparer,
     tree_digest,
 )
 
@@ -31,6 +32,7 @@ from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.manifest import Manifest
 from sumizome.errors import ShardError
 from sumizome.prepare import prepare_latents
+from sumizome.report.cache import describe_cache
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ def test_the_updated_cache_is_the_fresh_one_sample_by_sample(versions: Versions)
     assert (versions.updated / "rejects.csv").read_bytes() == (versions.fresh / "rejects.csv").read_bytes()
 
 
+def test_the_report_takes_no_file_of_an_updated_cache_for_a_foreign_one(versions: Versions) -> None:
+    found = describe_cache(versions.updated, versions.new.sources, versions.new.digest, None)
+    assert found.stray_bytes == 0 and found.missing == 0 and not found.damages and found.channels
+
+
 def test_a_caption_alone_needs_no_vae(versions: Versions, tmp_path: Path, encoded: list[int]) -> None:
     out = Path(shutil.copytree(versions.fresh, tmp_path / "out"))
     table = versions.new.table
@@ -165,7 +172,7 @@ def test_an_update_killed_anywhere_leaves_the_old_cache_or_the_new(
     versions: Versions, tmp_path: Path, kill: Callable[[], None]
 ) -> None:
     out = Path(shutil.copytree(versions.before, tmp_path / "out"))
-    run_killed(lambda: finish(versions.new, versions.vae, out), kill)
+    exit_code(start_preparer(versions.new, versions.vae, out, arrange=kill))
     cache = open_latents(out)
     assert len(cache) == (COUNT - 1 if cache.plan.generation == 0 else 20)
     finish(versions.new, versions.vae, out)
@@ -176,8 +183,8 @@ def test_an_update_killed_anywhere_leaves_the_old_cache_or_the_new(
 def test_the_kills_reach_to_the_end(versions: Versions, tmp_path: Path, number: int, killed: bool) -> None:
     """The test above is sharp: rename 11 is the last of the run."""
     out = Path(shutil.copytree(versions.before, tmp_path / "out"))
-    status = run_killed(lambda: finish(versions.new, versions.vae, out), killed_at_replace(number, after=True))
-    assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) == killed
+    child = start_preparer(versions.new, versions.vae, out, arrange=killed_at_replace(number, after=True))
+    assert (exit_code(child) == -signal.SIGKILL) == killed
 
 
 @pytest.mark.parametrize("stop_after", [1, 5])

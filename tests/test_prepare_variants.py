@@ -56,7 +56,7 @@ def test_each_variant_is_its_own_crop_or_mirror(cache: LatentCache, manifest: Ma
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
         with torch.no_grad():
             by_hand = vae.encode(pixels).latent_dist.mean
-        torch.testing.assert_close(cache.read(at), by_hand, rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(cache.read(at), by_hand, rtol=2e-3, atol=3e-3 / 0.13025)  # as in test_prepare
         corners.add((row // 4, row % 4 // 2, top, left))
     assert len(corners) > 2 * COUNT, "crops must differ, or they were not tested"
 

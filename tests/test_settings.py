@@ -126,3 +126,27 @@ def test_what_is_written_reads_back_the_same(
     path.write_text(to_toml(config), encoding="utf-8", newline="")
     assert read_toml(path, Outer) == config
     assert as_mapping(config)["inner"] == {"min_snr_gamma": gamma, "kind": "b", "fast": fast}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Free keys."""
+
+    factors: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WithParts:
+    """A command with a table of free keys."""
+
+    inner: Parts = field(default_factory=Parts)
+
+
+def test_a_table_of_free_keys_is_a_flag_with_pairs_and_reads_back(tmp_path: Path) -> None:
+    file = toml(tmp_path, '[inner.factors]\n"unet.up_blocks" = 0.5\ntext_encoder = 2\n')
+    config = parse(WithParts, [file], prog="t", description=None)
+    assert config.inner.factors == {"unet.up_blocks": 0.5, "text_encoder": 2.0}
+    assert read_toml(Path(toml(tmp_path, to_toml(config))), WithParts) == config
+    flags = ["--inner.factors", "a.b", "0.25"]
+    assert parse(WithParts, flags, prog="t", description=None).inner.factors == {"a.b": 0.25}
+    assert to_toml(WithParts()).strip() in ("", "[inner]")

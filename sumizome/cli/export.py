@@ -54,6 +54,7 @@ def run(command: Command) -> None:
     """Exports, verifies and says what was written."""
     from sumizome.errors import ConfigError
     from sumizome.export import write_diffusers_folder, write_single_file, write_unet_file
+    from sumizome.export_metadata import sidecar_path
 
     targets = (command.folder, command.file, command.unet)
     if targets == (None, None, None):
@@ -78,6 +79,9 @@ def run(command: Command) -> None:
         if target is not None:
             titled = replace(card, title=command.title or target.stem)
             print(f"{write(model, target, card=titled, **options)}: {what}, {proof}")
+    sidecar = sidecar_path(model, command.file) if command.file else None
+    if sidecar is not None:
+        print(f"{sidecar}: for A1111, which reads it where it stands beside the file")
 
 
 def _model_and_card(command: Command) -> "tuple[SDXLModel, ModelCard]":

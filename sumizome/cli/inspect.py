@@ -84,7 +84,9 @@ def _print(console: "Console", findings: "Findings", scan: "WeightScan | None") 
     facts = (findings.kind, _size(findings.bytes), _numbers(findings.parameters), _mix(findings))
     console.print(Text(" · ".join(facts)))
     if findings.evidence:
-        section("Prediction", Text(_verdict(findings), style="bold cyan"), _evidence_table(findings.evidence))
+        unsaid = [Text(line, style="yellow") for line in _unsaid(findings)]
+        verdict = Text(_verdict(findings), style="bold cyan")
+        section("Prediction", verdict, _evidence_table(findings.evidence), *unsaid)
     if findings.components:
         section("Components", _component_table(findings.components))
     section("Problems", *_damage(findings, scan))
@@ -109,6 +111,21 @@ def _verdict(findings: "Findings") -> str:
         else "SDXL's own schedule, which ends at sigma 14.6"
     )
     return f"{findings.prediction_type} · {schedule}"
+
+
+def _unsaid(findings: "Findings") -> list[str]:
+    """What no place says and every program assumes, which is how a v model without its marks comes to draw mush."""
+    if findings.layout == "folder":
+        return []
+    if all(row.prediction_type is None or row.source.startswith("nothing") for row in findings.evidence):
+        return [
+            "Nothing says so, it is only assumed. Does it draw noise or mush? Then it predicts v: mend --prediction v"
+        ]
+    if findings.prediction_type == "v_prediction" and all(row.zero_terminal_snr is None for row in findings.evidence):
+        return [
+            "Nothing says whether it was trained to pure noise. If it was (most v models): mend --zero-terminal-snr"
+        ]
+    return []
 
 
 def _grid(*columns: dict[str, Any]) -> "Table":

@@ -6,6 +6,7 @@ attribute docstrings are the help, and `run(command)`. Nothing heavy is imported
 """
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ COMMANDS = {
     "plan": "say what a run would take: memory, FLOP, checkpoints, days; and what would make it fit",
     "train": "train, or go on training, from a TOML file and flags",
     "sample": "draw pictures from prompts, from pure noise",
+    "prompt explain": "show a prompt's chunks, tokens and weights in each program's syntax",
+    "grid": "draw two settings against each other: one labelled picture and its table",
+    "evaluate": "measure models: colours, tags, distance from the data, loss by timestep; one page, N compared",
+    "figures": "draw the report's figures on your own model, each with a number under it",
     "export": "write a trained model as a diffusers folder or one safetensors file",
     "inspect": "say what a model file is, what is wrong with it, what each program makes of it",
     "mend": "write a corrected copy of a model: marks, metadata, dtype, VAE, layout",
@@ -42,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # bitsandbytes, which diffusers imports, misses 4-bit kernels for the CPU that nothing here uses.
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     try:
         _dispatch(arguments)
         sys.stdout.flush()
@@ -74,7 +81,8 @@ def _dispatch(arguments: list[str]) -> None:
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
-        name = " ".join(arguments[:2]) if any(command.startswith(f"{name} ") for command in COMMANDS) else name
+        longer = any(command.startswith(f"{name} ") for command in COMMANDS) and not "".join(rest[:1]).startswith("-")
+        name = " ".join(arguments[:2]) if longer else name
         raise ConfigError(f"unknown command '{name}'{_did_you_mean(name)}; `sumizome --help` lists them")
     module = importlib.import_module(f"sumizome.cli.{name.replace(' ', '_')}")
     module.run(parse(module.Command, rest, prog=f"sumizome {name}", description=module.__doc__))

@@ -101,7 +101,9 @@ def run(command: Command) -> None:
         steps = prepare_latents(manifest, vae, command.out, config, command=as_shell(command), executor=executor)
         workers = len(executor.devices) if isinstance(executor, LocalExecutor) else 0
         last = _watch(steps, console, max(1, workers), shows=speaks)
-    summary = f"wrote {last.written:,} latents to {command.out}"
+    variants = config.crops * (2 if config.flip else 1)
+    summary = f"wrote {last.written * variants:,} latents to {command.out}"
+    summary += f", {variants} of each of {last.written:,} pictures" if variants > 1 else ""
     if last.rejected:
         pictures = "picture" if last.rejected == 1 else "pictures"
         summary += f"; {last.rejected:,} {pictures} rejected, see {command.out / 'rejects.csv'}"

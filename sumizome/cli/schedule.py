@@ -20,13 +20,18 @@ class Command:
     steps: int = 28
     """Sampling steps. 28 is the report's."""
 
-    grid: Literal["native", "trailing", "karras", "exponential"] = "native"
-    """native: evenly in timestep, the report's. trailing: diffusers' rounding.
-    karras, exponential: one step from pure noise, then that spacing."""
+    grid: Literal[
+        "native", "trailing", "sgm_uniform", "simple", "beta", "karras", "exponential", "polyexponential", "kl_optimal"
+    ] = "native"
+    """native: evenly in timestep, the report's. trailing: diffusers' rounding. sgm_uniform, simple, beta, kl_optimal:
+    ComfyUI's. karras, exponential, polyexponential: one step from pure noise, then that spacing."""
 
-    sigma_max: float | Literal["pure", "canvas"] | None = None
-    """Where sampling starts. pure: the schedule's last timestep. canvas: 14.6 at 512×512, doubled with the side.
-    Or a number. Left out: canvas where --canvas is given, else pure."""
+    sigma_max: float | Literal["pure", "ui", "canvas"] | None = None
+    """Where sampling starts. pure: the schedule's last timestep. ui: the 4518.76 of ComfyUI and A1111. canvas:
+    --base-sigma-max at 512×512, doubled with the side. A number: that sigma. Left out: canvas or pure."""
+
+    base_sigma_max: float = 14.6146
+    """Sigma of 512×512 pixels, for --sigma-max canvas."""
 
     canvas: tuple[int, int] | None = None
     """Height and width in pixels, for --sigma-max canvas. Left out: 1024 1024."""
@@ -98,7 +103,8 @@ def schedule_rows(command: Command) -> list[ScheduleRow]:
     schedule, loss = _schedule(command), _loss(command)
     check_prediction_type(command.prediction_type, schedule)
     sigma_max = command.sigma_max or ("canvas" if command.canvas else "pure")
-    sigmas = build_sigmas(command.grid, command.steps, schedule, sigma_max, command.canvas or (1024, 1024))[:-1]
+    canvas = command.canvas or (1024, 1024)
+    sigmas = build_sigmas(command.grid, command.steps, schedule, sigma_max, canvas, command.base_sigma_max)[:-1]
     timesteps = schedule.timestep_of(sigmas)
     # Exactly the table's 0 at the terminal timestep, whatever number stands for infinity.
     snr = torch.where(schedule.snr[timesteps] == 0, 0.0, sigmas**-2)

@@ -97,7 +97,7 @@ def _print_classes(console: "Console", statistics: "pa.Table") -> None:
 
     from sumizome.data.tag_table import frequency_classes
 
-    table = Table("shown an epoch", "tags", "share", "with weights", "ratio", box=None, padding=(0, 2, 0, 0))
+    table = Table("shown an epoch", "tags", "share", "with weights", "mean weight", box=None, padding=(0, 2, 0, 0))
     for each in frequency_classes(statistics):
         span = f"{each.least:,} to {each.least * 10 - 1:,}"
         shares = f"{each.share:.2%}", f"{each.effective_share:.2%}"

@@ -85,14 +85,21 @@ def _train(command: Command, ranks: "Ranks") -> bool:
 
 def _opening(trainer: "Trainer") -> str:
     config, count = trainer.config, sum(p.numel() for p in trainer.parameters.values())
-    batch = config.micro_batch_size * config.micro_batches_per_step
+    spans = config.spans()
+    batch = spans[0].images_per_step
+    stages = "".join(
+        f"\nstage {span.name}: to step {span.last}, {span.images_per_step} images a step of {span.latents}"
+        for span in spans
+        if len(spans) > 1
+    )
     start = f"resuming at step {trainer.steps_done}" if trainer.steps_done else "from the base model"
     ranks = trainer.ranks.world
     where = trainer.device.type if ranks == 1 else f"{ranks} × {trainer.device.type}, {trainer.parallel.strategy}"
     return (
         f"{config.run_dir}: {count / 1e6:.1f} M parameters on {where} ({config.precision}), "
         f"{trainer.loader.plan.samples_per_epoch} images an epoch, "
-        f"{len(trainer.loader.validation_rows)} held out for validation, {batch} a step, {config.steps} steps, {start}"
+        f"{len(trainer.loader.validation_rows)} held out for validation, {batch} a step, "
+        f"{config.steps} steps, {start}{stages}"
     )
 
 

@@ -7,7 +7,7 @@ process, and whatever steps came before.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -23,7 +23,7 @@ from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
 from sumizome.data.latent_index import LatentIndex
 from sumizome.data.latents import LatentCache
 from sumizome.data.tag_table import load_tag_table
-from sumizome.data.tags import TagWeightConfig, loss_weights
+from sumizome.data.tags import GENERAL, TagWeightConfig, loss_weights
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
 from sumizome.shapes import Latents, PerSample, TimeIds
@@ -47,6 +47,8 @@ class TrainBatch:
     """Each sample's own epoch: whole passes over its bucket before this one."""
     seeds: Int[Tensor, " b"]
     """int64: each sample's noise and timestep follow from it."""
+    tag_categories: list[Collection[str]]
+    """The categories of the tags that each picture bears, whatever its caption shows of them."""
 
     def pinned(self) -> "TrainBatch":
         """The same with its tensors in page-locked memory. Needs a CUDA device."""
@@ -86,6 +88,7 @@ def build_loader(
     micro_batch_size: int,
     micro_batches_per_step: int = 1,
     validation_count: int = 0,
+    leave_out: UInt64[np.ndarray, " k"] | None = None,
     captions: CaptionConfig | None = None,
     tag_weights: TagWeightConfig | None = None,
     categories: Mapping[str, str] | None = None,
@@ -99,7 +102,8 @@ def build_loader(
 
     Neither number changes a bit of a batch, nor the order. `pin_memory` puts tensors where a CUDA device copies from
     while it works. Of `world` processes each takes its own part of every step's micro-batches, in order of `rank`.
-    Where the latents have area classes, each step is of one class.
+    Where the latents have area classes, each step is of one class. Pictures whose hash is in `leave_out` are not
+    trained on: what another stage of the run has held out.
 
     `categories` maps tags to their category; by default it is what came with the pictures. Those of `tag_weights.table`
     go before either.
@@ -118,6 +122,8 @@ def build_loader(
     pictures = cache.index.pictures()
     hashes = cache.index.picture_hash[pictures] if cache.index.variants > 1 else cache.index.picture_hash
     train, validation = (pictures[chosen] for chosen in split_validation(hashes, validation_count))
+    if leave_out is not None:
+        train = train[~np.isin(cache.index.picture_hash[train], leave_out)]
     repeats = np.zeros(len(cache), cache.index.repeats.dtype)
     repeats[train] = cache.index.repeats[train]
     plan = BatchPlan(
@@ -257,6 +263,7 @@ class BatchLoader:
         seeds: list[int],
         weights: Float[np.ndarray, " b"],
     ) -> TrainBatch:
+        index = self.cache.index
         return TrainBatch(
             latents=self.cache.normalise(self.cache.read(rows)),
             captions=captions,
@@ -265,6 +272,7 @@ class BatchLoader:
             sample_ids=ids,
             epochs=epochs,
             seeds=torch.tensor(seeds, dtype=torch.int64),
+            tag_categories=[{self.categories.get(tag, GENERAL) for tag in tags} for tags in index.tag_lists(rows)],
         )
 
     def _time_ids(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b 6"]:

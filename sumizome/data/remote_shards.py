@@ -68,7 +68,12 @@ class RemoteShards:
         """A wrong record: the cached copy goes, if there is one; the store is asked once more in any case."""
         if self._cache is not None and self._cache.holds(self._shards[unit]):
             self._throw_away(unit, "a record's CRC-32 is wrong")
+        else:
+            self._opened.forget(unit)  # another thread threw the copy away, and a third may have opened it before
         return True
+
+    def take_faults(self) -> list[str]:
+        return [self.faults.pop(0) for _ in range(len(self.faults))]  # others may append meanwhile
 
     def _open(self, unit: int) -> OpenShard | None:
         cache, shard = self._cache, self._shards[unit]

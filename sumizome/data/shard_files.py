@@ -89,6 +89,10 @@ class ShardSource(Protocol):
         """Told that a record was wrong; whether reading it again may help."""
         ...
 
+    def take_faults(self) -> list[str]:
+        """What went wrong and was made good since this was last asked, in words."""
+        ...
+
 
 class OpenShard:
     """A shard file held open. Threads may share it; it closes when its last user lets go."""
@@ -167,3 +171,6 @@ class LocalShards:
 
     def distrust(self, unit: int) -> bool:
         return False
+
+    def take_faults(self) -> list[str]:
+        return []

@@ -6,14 +6,17 @@ c_in·x is cast to the network's dtype. Conditioning is the caller's: `predict` 
 Notation: x = latents + sigma·noise; c_in = 1/√(sigma²+1) = √ᾱ, so c_in·x is the VP-scaled input of training.
 """
 
+import bisect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from sumizome.diffusion.prediction import PredictionType, check_prediction_type, denoised_from_output
+from sumizome.diffusion.prediction import PredictionType, check_prediction_type, denoised_at_rates, denoised_from_output
 from sumizome.diffusion.schedule import NoiseSchedule, signal_and_noise_rates
 from sumizome.shapes import Latents, PerSample
 
@@ -52,6 +55,8 @@ class Denoiser:
         At sigma = inf, x = latents + sigma·noise does not exist: there, and only there, `x` is the unit noise itself,
         which is the limit of c_in·x. Samplers start at TERMINAL_SIGMA instead and never meet this case.
         """
+        if isinstance(sigma, float | int) and math.isfinite(sigma):
+            return self._at(x, float(sigma))
         sigmas = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").expand(len(x))
         alphas_cumprod = 1 / (1 + sigmas.square())
         c_in, _ = signal_and_noise_rates(torch.where(sigmas.isinf(), 1.0, alphas_cumprod), x)
@@ -59,3 +64,20 @@ class Denoiser:
         timesteps = self.schedule.timestep_of(sigmas).to(x.device)
         model_output = self.predict(noised_latents.to(self.network_dtype), timesteps).to(noised_latents.dtype)
         return denoised_from_output(self.prediction_type, model_output, noised_latents, alphas_cumprod)
+
+    def _at(self, x: Latents, sigma: float) -> Latents:
+        """The same for one finite sigma, in numbers: what a sampler does at every step, without small tensors."""
+        signal_rate = 1 / math.sqrt(1 + sigma * sigma)
+        noise_rate = sigma * signal_rate
+        noised_latents = x.to(torch.promote_types(x.dtype, torch.float32)) * signal_rate
+        timestep = bisect.bisect_left(self._boundaries, math.log(sigma)) if sigma > 0 else 0
+        timesteps = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
+        model_output = self.predict(noised_latents.to(self.network_dtype), timesteps).to(noised_latents.dtype)
+        return denoised_at_rates(self.prediction_type, model_output, noised_latents, signal_rate, noise_rate)
+
+    @cached_property
+    def _boundaries(self) -> list[float]:
+        """Log sigmas halfway between neighbouring timesteps, as `NoiseSchedule.timestep_of` divides them."""
+        log_sigmas = self.schedule.log_sigmas
+        boundaries: list[float] = ((log_sigmas[1:] + log_sigmas[:-1]) / 2).tolist()
+        return boundaries

@@ -13,7 +13,7 @@ from sumizome.diffusion.denoiser import Denoise
 from sumizome.errors import ConfigError
 from sumizome.shapes import Latents
 
-__all__ = ["GuidanceConfig", "build_guided_denoiser", "guide"]
+__all__ = ["GuidanceConfig", "GuidedDenoiser", "build_guided_denoiser", "denoise_with_unconditional", "guide"]
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,85 @@ class GuidanceConfig:
     skip_above_sigma: float | None = None
     """Above this sigma only the prompt is used, unguided: more varied compositions. None = never skip; 19 is usual."""
 
+    scale_by_sigma: tuple[float, ...] = ()
+    """Other scales below given sigmas, as pairs SIGMA SCALE: `20 5 1 3` is 5 below sigma 20 and 3 below sigma 1. At and
+    above the largest of these sigmas `guidance_scale` holds."""
+
     def __post_init__(self) -> None:
+        sigmas, scales = self.scale_by_sigma[::2], self.scale_by_sigma[1::2]
+        complete = len(sigmas) == len(scales) == len(set(sigmas))
+        if not complete or any(sigma <= 0 for sigma in sigmas) or any(scale < 0 for scale in scales):
+            raise ConfigError(
+                "scale_by_sigma must be pairs of different sigmas above 0 and scales of 0 or more, "
+                f"found {' '.join(f'{value:g}' for value in self.scale_by_sigma)}"
+            )
         if self.guidance_scale < 0:
             raise ConfigError(f"guidance_scale must be 0 or more (1 = off), found {self.guidance_scale}")
         if not 0 <= self.guidance_rescale <= 1:
             raise ConfigError(f"guidance_rescale must lie in 0 … 1 (0 = off), found {self.guidance_rescale}")
 
+    def scale_at(self, sigma: float) -> float:
+        """The scale that acts at `sigma`; 1 where guidance is skipped."""
+        if self.skips(sigma):
+            return 1.0
+        pairs = zip(self.scale_by_sigma[::2], self.scale_by_sigma[1::2], strict=True)
+        reached = [(level, scale) for level, scale in pairs if sigma < level]
+        return min(reached)[1] if reached else self.guidance_scale
 
-def build_guided_denoiser(config: GuidanceConfig, conditional: Denoise, paired: Denoise) -> Denoise:
-    """D guided by `config`, one batch a call: doubled where guidance acts, single where it does not.
+    def skips(self, sigma: float) -> bool:
+        """Whether only the prompt is used at `sigma`."""
+        return self.skip_above_sigma is not None and sigma > self.skip_above_sigma
 
-    `conditional` denoises b rows under their prompts; `paired` denoises 2b rows, the first b under the prompts and the
-    last b under the negative (or empty) prompts. At scale 1 `conditional` itself comes back.
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """D guided by `config`, one batch a call: doubled where guidance acts, single where it does not."""
+
+    config: GuidanceConfig
+    conditional: Denoise
+    """Denoises b rows under their prompts."""
+    paired: Denoise
+    """Denoises 2b rows, the first b under the prompts and the last b under the negative (or empty) prompts."""
+
+    def __call__(self, x: Latents, sigma: float) -> Latents:
+        """The guided denoised [b c h w]; the negative prompt is not asked where the scale is 1."""
+        if self.config.scale_at(sigma) == 1:
+            return self.conditional(x, sigma)
+        return self.with_unconditional(x, sigma)[0]
+
+    def with_unconditional(self, x: Latents, sigma: float) -> tuple[Latents, Latents]:
+        """The guided denoised and the negative prompt's, as CFG++ needs both at any scale.
+
+        Where guidance is skipped the prompt's own stands for both.
+        """
+        if self.config.skips(sigma):
+            cond = self.conditional(x, sigma)
+            return cond, cond
+        cond, uncond = self.paired(torch.cat([x, x]), sigma).chunk(2)
+        scale = self.config.scale_at(sigma)
+        if scale == 1:
+            return cond, uncond
+        if self.config.guidance_rescale == 0:
+            # On the velocity it is the same line: the skip term falls out.
+            return guide(cond, uncond, scale), uncond
+        skip = _skip_term(x, sigma)
+        return skip - guide(skip - cond, skip - uncond, scale, self.config.guidance_rescale), uncond
+
+
+def build_guided_denoiser(config: GuidanceConfig, conditional: Denoise, paired: Denoise) -> GuidedDenoiser:
+    """D guided by `config`: see GuidedDenoiser for the two denoisers.
+
     Source: Ho & Salimans 2207.12598; report §6.
     """
-    if config.guidance_scale == 1:
-        return conditional
-    skip_above = float("inf") if config.skip_above_sigma is None else config.skip_above_sigma
+    return GuidedDenoiser(config, conditional, paired)
 
-    def guided(x: Latents, sigma: float) -> Latents:
-        if sigma > skip_above:
-            return conditional(x, sigma)
-        cond, uncond = paired(torch.cat([x, x]), sigma).chunk(2)
-        skip = _skip_term(x, sigma)
-        return skip - guide(skip - cond, skip - uncond, config.guidance_scale, config.guidance_rescale)
 
-    return guided
+def denoise_with_unconditional(denoise: Denoise, x: Latents, sigma: float) -> tuple[Latents, Latents]:
+    """(denoised, denoised without the prompt); a denoiser that knows no guidance answers the same for both."""
+    if isinstance(denoise, GuidedDenoiser):
+        return denoise.with_unconditional(x, sigma)
+    denoised = denoise(x, sigma)
+    return denoised, denoised
 
 
 def guide(

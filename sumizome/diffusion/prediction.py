@@ -9,6 +9,8 @@ Notation: x_t = √ᾱ·x₀ + √(1−ᾱ)·ε with x₀ = `latents`, ε = `noi
 
 from typing import Literal, TypeAlias, assert_never
 
+from torch import Tensor
+
 from sumizome.diffusion.schedule import NoiseSchedule, signal_and_noise_rates
 from sumizome.errors import ConfigError
 from sumizome.shapes import Latents, PerSample
@@ -16,6 +18,7 @@ from sumizome.shapes import Latents, PerSample
 __all__ = [
     "PredictionType",
     "check_prediction_type",
+    "denoised_at_rates",
     "denoised_from_output",
     "output_from_denoised",
     "training_target",
@@ -49,7 +52,18 @@ def denoised_from_output(
     prediction_type: PredictionType, model_output: Latents, noised_latents: Latents, alphas_cumprod: PerSample
 ) -> Latents:
     """The clean latents that `model_output` stands for. Epsilon divides by √ᾱ: see `check_prediction_type`."""
-    signal_rate, noise_rate = signal_and_noise_rates(alphas_cumprod, noised_latents)
+    rates = signal_and_noise_rates(alphas_cumprod, noised_latents)
+    return denoised_at_rates(prediction_type, model_output, noised_latents, *rates)
+
+
+def denoised_at_rates(
+    prediction_type: PredictionType,
+    model_output: Latents,
+    noised_latents: Latents,
+    signal_rate: Tensor | float,
+    noise_rate: Tensor | float,
+) -> Latents:
+    """`denoised_from_output` where √ᾱ and √(1−ᾱ) are known: tensors [b 1 1 1], or numbers for the whole batch."""
     match prediction_type:
         case "epsilon":
             return (noised_latents - noise_rate * model_output) / signal_rate

@@ -8,60 +8,41 @@ of the size of sigma: so a step from 20000 loses nothing. Gradients are the call
 Notation: x = latents + sigma·noise; s, s' = sigma of this step and the next; λ = −log sigma; h = λ' − λ = log(s/s').
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from sumizome.diffusion.denoiser import Denoise
+from sumizome.diffusion.guidance import denoise_with_unconditional
+from sumizome.diffusion.sampler_steps import HEUN_SIGMA_MAX, NoiseSource, SamplerState, contract, fresh_noise, walk
+from sumizome.diffusion.samplers_ancestral import dpm2_ancestral, dpmpp_2s_ancestral
+from sumizome.diffusion.samplers_multistep import dpmpp_3m_sde, lms, unipc
 from sumizome.diffusion.sigmas import Sigmas
-from sumizome.errors import ConfigError
 from sumizome.shapes import Latents
 
 __all__ = [
+    "HEUN_SIGMA_MAX",
     "SAMPLERS",
     "NoiseSource",
     "Sampler",
     "SamplerName",
     "SamplerState",
+    "dpm2",
+    "dpm2_ancestral",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
     "dpmpp_sde",
     "euler",
     "euler_ancestral",
+    "euler_cfg_pp",
     "heun",
+    "lms",
+    "unipc",
 ]
-
-NoiseSource: TypeAlias = Callable[[int], Tensor]
-"""key → unit Gaussian noise like x. A sampler asks for each key once. Give it a pure function of the key and of each
-row's own seed, and a picture is the same alone and in a batch."""
-
-HEUN_SIGMA_MAX = 1000.0
-"""Heun's correction multiplies a change of `denoised` by (s − s')/2s', which is 177 from 20000 to 56: a trapezoid over
-sigma does not fit a step from infinity. Above this sigma the Euler step stands, whose error is of order 1/s'²."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplerState:
-    """Where a sampler is after a step."""
-
-    step: int
-    """0 for the first."""
-
-    sigma: float
-    """The level that the step left, at which `denoised` was predicted."""
-
-    sigma_next: float
-    """The level that the step reached: that of `x`. 0 after the last."""
-
-    x: Latents
-    """latents + sigma_next·noise; the sampled latents when sigma_next is 0."""
-
-    denoised: Latents
-    """D(x; sigma): the picture as foreseen in this step, for previews."""
 
 
 def euler(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | None = None) -> Iterator[SamplerState]:
@@ -69,9 +50,9 @@ def euler(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | Non
 
     Source: Karras et al. 2206.00364, Algorithm 1 without its correction; report §6.
     """
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in walk(sigmas):
         denoised = denoise(x, sigma)
-        x = _contract(x, denoised, sigma_next / sigma)
+        x = contract(x, denoised, sigma_next / sigma)
         yield SamplerState(step, sigma, sigma_next, x, denoised)
 
 
@@ -82,11 +63,11 @@ def euler_ancestral(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSo
     s'²/s is the same number without the difference.
     Source: DDPM's ancestral sampling (Ho et al. 2006.11239, eq. 7) on the sigma scale; report §6.
     """
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in walk(sigmas):
         denoised = denoise(x, sigma)
-        x = _contract(x, denoised, (sigma_next / sigma) ** 2)
+        x = contract(x, denoised, (sigma_next / sigma) ** 2)
         if sigma_next > 0:
-            x = x + _fresh_noise(sigma, sigma_next) * noise(step)
+            x = x + fresh_noise(sigma, sigma_next) * noise(step)
         yield SamplerState(step, sigma, sigma_next, x, denoised)
 
 
@@ -97,11 +78,44 @@ def heun(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | None
     With d = (x − D)/s and x' the Euler step, ½(s' − s)(d' − d) is ½(s − s')/s' · (D' − D).
     Source: Karras et al. 2206.00364, Algorithm 1.
     """
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in walk(sigmas):
         denoised = denoise(x, sigma)
-        x = _contract(x, denoised, sigma_next / sigma)
+        x = contract(x, denoised, sigma_next / sigma)
         if sigma_next > 0 and sigma <= HEUN_SIGMA_MAX:
             x = x + (sigma - sigma_next) / (2 * sigma_next) * (denoise(x, sigma_next) - denoised)
+        yield SamplerState(step, sigma, sigma_next, x, denoised)
+
+
+def dpm2(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | None = None) -> Iterator[SamplerState]:
+    """Second order, deterministic (`noise` is not used): the slope is taken at the middle m = √(s·s') of the step.
+
+    Two evaluations a step but for the first from pure noise (see HEUN_SIGMA_MAX) and the last. The step
+    x + (s' − s)(x_m − D_m)/m is Euler's plus (s − s')/m · (D_m − D).
+    Source: Karras et al. 2206.00364, Algorithm 2 without its noise; the middle in log sigma is k-diffusion's.
+    """
+    for step, sigma, sigma_next in walk(sigmas):
+        denoised = denoise(x, sigma)
+        euler_step = contract(x, denoised, sigma_next / sigma)
+        if sigma_next > 0 and sigma <= HEUN_SIGMA_MAX:
+            middle = math.sqrt(sigma * sigma_next)
+            change = denoise(contract(x, denoised, middle / sigma), middle) - denoised
+            euler_step = euler_step + (sigma - sigma_next) / middle * change
+        x = euler_step
+        yield SamplerState(step, sigma, sigma_next, x, denoised)
+
+
+def euler_cfg_pp(
+    denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | None = None
+) -> Iterator[SamplerState]:
+    """Euler with CFG++ (`noise` is not used): the guided picture, renoised with the unguided noise.
+
+    Guidance moves the picture and no longer the noise, so small scales suffice: 1 to 2.5, as in ComfyUI, whose scale
+    this is. A denoiser without guidance makes it `euler`.
+    Source: Chung et al. 2406.08070, Algorithm 2.
+    """
+    for step, sigma, sigma_next in walk(sigmas):
+        denoised, unconditional = denoise_with_unconditional(denoise, x, sigma)
+        x = denoised + sigma_next / sigma * (x - unconditional)
         yield SamplerState(step, sigma, sigma_next, x, denoised)
 
 
@@ -111,9 +125,9 @@ def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource | 
     Source: DPM-Solver++ 2211.01095, Algorithm 2 (2M).
     """
     extrapolate = _MidpointExtrapolation()
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in walk(sigmas):
         denoised = denoise(x, sigma)
-        x = _contract(x, extrapolate(denoised, sigma, sigma_next), sigma_next / sigma)
+        x = contract(x, extrapolate(denoised, sigma, sigma_next), sigma_next / sigma)
         yield SamplerState(step, sigma, sigma_next, x, denoised)
 
 
@@ -125,11 +139,11 @@ def dpmpp_2m_sde(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSourc
     Source: SDE-DPM-Solver++ 2211.01095, App. (2M, midpoint), η = 1.
     """
     extrapolate = _MidpointExtrapolation()
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in walk(sigmas):
         denoised = denoise(x, sigma)
-        x = _contract(x, extrapolate(denoised, sigma, sigma_next), (sigma_next / sigma) ** 2)
+        x = contract(x, extrapolate(denoised, sigma, sigma_next), (sigma_next / sigma) ** 2)
         if sigma_next > 0:
-            x = x + _fresh_noise(sigma, sigma_next) * noise(step)
+            x = x + fresh_noise(sigma, sigma_next) * noise(step)
         yield SamplerState(step, sigma, sigma_next, x, denoised)
 
 
@@ -140,21 +154,36 @@ def dpmpp_sde(denoise: Denoise, x: Latents, sigmas: Sigmas, noise: NoiseSource) 
     whole step is that of its first half, carried on, plus that of its second. Independent noises would halve the order.
     Source: SDE-DPM-Solver++ 2211.01095, App. (2S), η = 1, r = ½.
     """
-    for step, sigma, sigma_next in _steps(sigmas):
+    for step, sigma, sigma_next in walk(sigmas):
         denoised = denoise(x, sigma)
         if sigma_next == 0:
             x = denoised
         else:
             middle = math.sqrt(sigma * sigma_next)
-            first_half = _fresh_noise(sigma, middle) * noise(2 * step)
-            second_half = _fresh_noise(middle, sigma_next) * noise(2 * step + 1)
-            x_middle = _contract(x, denoised, (middle / sigma) ** 2) + first_half
-            x = _contract(x, denoise(x_middle, middle), (sigma_next / sigma) ** 2)
+            first_half = fresh_noise(sigma, middle) * noise(2 * step)
+            second_half = fresh_noise(middle, sigma_next) * noise(2 * step + 1)
+            x_middle = contract(x, denoised, (middle / sigma) ** 2) + first_half
+            x = contract(x, denoise(x_middle, middle), (sigma_next / sigma) ** 2)
             x = x + (sigma_next / middle) ** 2 * first_half + second_half
         yield SamplerState(step, sigma, sigma_next, x, denoised)
 
 
-SamplerName: TypeAlias = Literal["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde"]
+SamplerName: TypeAlias = Literal[
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "lms",
+    "ddim",
+    "unipc",
+    "euler_cfg_pp",
+]
 
 Sampler: TypeAlias = Callable[[Denoise, Tensor, Tensor, NoiseSource], Iterator[SamplerState]]
 
@@ -162,35 +191,19 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "heun": heun,
+    "dpm2": dpm2,
+    "dpm2_ancestral": dpm2_ancestral,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
     "dpmpp_sde": dpmpp_sde,
+    "lms": lms,
+    "ddim": euler,  # on this scale they are one: a test holds it against diffusers' DDIM
+    "unipc": unipc,
+    "euler_cfg_pp": euler_cfg_pp,
 }
 """Every sampler by its name; the deterministic ones accept a noise source and leave it alone."""
-
-
-def _steps(sigmas: Sigmas) -> Iterator[tuple[int, float, float]]:
-    """(step, s, s') of each step, as float64."""
-    levels: list[float] = sigmas.double().tolist()
-    pairs = list(itertools.pairwise(levels))
-    if not pairs or not math.isfinite(levels[0]) or any(not s > s_next >= 0 for s, s_next in pairs):
-        raise ConfigError(
-            f"sigmas must be finite, strictly decreasing and not negative, found {levels}; infinity is TERMINAL_SIGMA"
-        )
-    return ((step, sigma, sigma_next) for step, (sigma, sigma_next) in enumerate(pairs))
-
-
-def _contract(x: Latents, towards: Latents, ratio: float) -> Latents:
-    """x with its distance from `towards` multiplied by `ratio`.
-
-    ratio = s'/s solves the probability flow exactly for a constant denoised, (s'/s)² the mean of the reverse SDE.
-    """
-    return towards + ratio * (x - towards)
-
-
-def _fresh_noise(sigma: float, sigma_next: float) -> float:
-    """Standard deviation of the noise that the reverse SDE adds between two levels: s'·√(1 − (s'/s)²)."""
-    return sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
 
 
 class _MidpointExtrapolation:

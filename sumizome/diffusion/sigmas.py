@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias, assert_never
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sumizome.diffusion.schedule import TERMINAL_SIGMA, NoiseSchedule
+from sumizome.diffusion.schedule import COMFYUI_TERMINAL_SIGMA, TERMINAL_SIGMA, NoiseSchedule
 from sumizome.errors import ConfigError
 
 __all__ = [
@@ -29,12 +31,17 @@ __all__ = [
     "starting_sigma",
 ]
 
-Grid: TypeAlias = Literal["native", "trailing", "karras", "exponential"]
-"""native: even in timesteps, the report's · trailing: the same, shifted to diffusers' "trailing" rounding ·
-karras, exponential: even in sigma^(1/7) or log sigma, below one terminal step where there is pure noise."""
+Grid: TypeAlias = Literal[
+    "native", "trailing", "sgm_uniform", "simple", "beta", "karras", "exponential", "polyexponential", "kl_optimal"
+]
+"""native: even in timesteps, the report's · trailing, simple, sgm_uniform: the same without timestep 0 at the end, as
+diffusers and ComfyUI round it · beta: denser at both ends, ComfyUI's · karras, exponential: even in sigma^(1/7) or log
+sigma, below one terminal step where there is pure noise · polyexponential: with k-diffusion's exponent of 1 the same as
+exponential · kl_optimal: even in the angle atan(sigma)."""
 
-SigmaMax: TypeAlias = float | Literal["pure", "canvas"]
-"""pure: the schedule's last timestep · canvas: `scaled_sigma_max` of the canvas · a number: that sigma."""
+SigmaMax: TypeAlias = float | Literal["pure", "ui", "canvas"]
+"""pure: the schedule's last timestep · ui: 4518.76, the infinity of ComfyUI and A1111 · canvas: `scaled_sigma_max` of
+the canvas · a number: that sigma."""
 
 Sigmas: TypeAlias = Float[Tensor, " levels"]
 """A sampling grid, float64 [steps + 1]."""
@@ -50,6 +57,7 @@ REMAINDER_SIGMA_MAX = 56.178239
 20000 itself, 21 of 28 karras steps would stay above 14.6, where almost nothing is decided."""
 
 _KARRAS_RHO = 7.0
+_BETA_SHAPE = 0.6
 
 
 def build_sigmas(
@@ -58,8 +66,9 @@ def build_sigmas(
     schedule: NoiseSchedule,
     sigma_max: SigmaMax = "pure",
     canvas: tuple[int, int] | None = None,
+    base_sigma_max: float = BASE_SIGMA_MAX,
 ) -> Sigmas:
-    """The grid of `steps` evaluations and the final 0, float64 on the CPU. `canvas`: for sigma_max "canvas".
+    """The grid of `steps` evaluations and the final 0, float64 on the CPU. `canvas`, `base_sigma_max`: for "canvas".
 
     Raises:
         ConfigError: too few or too many steps, or a sigma_max that is not on the schedule.
@@ -67,16 +76,26 @@ def build_sigmas(
     """
     if steps < 1:
         raise ConfigError(f"steps must be 1 or more, found {steps}; 28 is usual")
-    start = starting_sigma(sigma_max, schedule, canvas)
+    start = starting_sigma(sigma_max, schedule, canvas, base_sigma_max)
     match grid:
         case "native":
             levels = _native(steps, schedule, start)
         case "trailing":
             levels = _trailing(steps, schedule, start)
+        case "sgm_uniform":
+            levels = _native(steps + 1, schedule, start)[:-1]
+        case "simple":
+            levels = _simple(steps, schedule, start)
+        case "beta":
+            levels = _beta(steps, schedule, start)
         case "karras":
             levels = _below_terminal(_karras, steps, schedule, start)
-        case "exponential":
+        case "exponential" | "polyexponential":
             levels = _below_terminal(_exponential, steps, schedule, start)
+        case "kl_optimal":
+            # Every infinity is spaced as ComfyUI's, so that it changes the first level alone.
+            widest = COMFYUI_TERMINAL_SIGMA if _is_terminal(schedule, start) else start
+            levels = _kl_optimal(steps, widest, float(schedule.sigmas[0]))
         case _:
             assert_never(grid)
     # The table's own readings of the first level differ from it by rounding, or by infinity.
@@ -84,8 +103,15 @@ def build_sigmas(
     return torch.cat([levels, levels.new_zeros(1)])
 
 
-def starting_sigma(sigma_max: SigmaMax, schedule: NoiseSchedule, canvas: tuple[int, int] | None = None) -> float:
-    """The first sigma of a grid: finite, and within the schedule. `canvas`: (height, width), see BASE_CANVAS.
+def starting_sigma(
+    sigma_max: SigmaMax,
+    schedule: NoiseSchedule,
+    canvas: tuple[int, int] | None = None,
+    base_sigma_max: float = BASE_SIGMA_MAX,
+) -> float:
+    """The first sigma of a grid: finite, and within the schedule.
+
+    `canvas` (height, width) counts from BASE_CANVAS, whose sigma is `base_sigma_max`.
 
     Raises:
         ConfigError: the sigma is not above the schedule's smallest, or is above its largest; "canvas" without one.
@@ -96,7 +122,10 @@ def starting_sigma(sigma_max: SigmaMax, schedule: NoiseSchedule, canvas: tuple[i
     if sigma_max == "canvas":
         if canvas is None:
             raise ConfigError("sigma_max 'canvas' needs the canvas: give its height and width, or a number")
-        sigma = scaled_sigma_max(BASE_SIGMA_MAX, canvas, BASE_CANVAS)
+        sigma = scaled_sigma_max(base_sigma_max, canvas, BASE_CANVAS)
+    elif sigma_max == "ui":
+        # Where the schedule ends at a finite sigma, so does ComfyUI.
+        sigma = min(largest, COMFYUI_TERMINAL_SIGMA)
     else:
         sigma = float(sigma_max)
     if not smallest < sigma <= largest or math.isinf(sigma):
@@ -129,6 +158,53 @@ def _trailing(steps: int, schedule: NoiseSchedule, start: float) -> Sigmas:
         raise ConfigError(f"the trailing grid has {length} timesteps here, found {steps} steps; take fewer, or native")
     timesteps = length * (1 - torch.arange(steps, dtype=torch.float64) / steps)
     return schedule.sigma_of(timesteps.round() - 1)
+
+
+def _simple(steps: int, schedule: NoiseSchedule, start: float) -> Sigmas:
+    """Every (T/steps)-th entry of the table from its end, rounded down. Source: ComfyUI's "simple" scheduler."""
+    length = round(_starting_timestep(schedule, start)) + 1
+    if steps > length:
+        raise ConfigError(f"the simple grid has {length} timesteps here, found {steps} steps; take fewer, or native")
+    places = (torch.arange(steps, dtype=torch.float64) * (length / steps)).floor()
+    return schedule.sigma_of(length - 1 - places)
+
+
+def _beta(steps: int, schedule: NoiseSchedule, start: float) -> Sigmas:
+    """Timesteps at even quantiles of the Beta(0.6, 0.6) distribution: denser at both ends.
+
+    Source: Beta Sampling 2407.12173; shape and rounding as in ComfyUI.
+    """
+    last = round(_starting_timestep(schedule, start))
+    quantiles = _beta_quantiles(1 - np.arange(steps) / steps)
+    timesteps = torch.from_numpy(np.rint(quantiles * last))
+    met = len(set(timesteps.tolist()))
+    if met < steps:
+        raise ConfigError(
+            f"the beta grid of {steps} steps meets only {met} of {last + 1} timesteps; take fewer steps, or native"
+        )
+    return schedule.sigma_of(timesteps)
+
+
+def _beta_quantiles(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quantiles of Beta(a, a) to about 1e-8.
+
+    With x = sin²θ its density is sin(2θ)^(2a−1) dθ, without poles; the distribution is symmetric, so one half is summed
+    (midpoint rule in θ) and the other mirrored.
+    """
+    cells = 200_000
+    edges = np.linspace(0, np.pi / 4, cells + 1)
+    mass = np.cumsum(np.sin(2 * (edges[1:] + edges[:-1]) / 2) ** (2 * _BETA_SHAPE - 1))
+    share = np.concatenate([[0.0], mass / mass[-1]]) / 2
+    lower = np.sin(np.interp(np.minimum(shares, 1 - shares), share, edges)) ** 2
+    return np.select([shares > 0.5, shares == 0.5], [1 - lower, 0.5], lower)
+
+
+def _kl_optimal(count: int, sigma_max: float, sigma_min: float) -> Sigmas:
+    """`count` levels, evenly spaced in atan(sigma), which pure noise does not stretch: infinity is π/2.
+
+    Source: Align Your Steps 2404.14507, App. B (data N(0, 1)); the end points as in ComfyUI.
+    """
+    return torch.linspace(math.atan(sigma_max), math.atan(sigma_min), count, dtype=torch.float64).tan()
 
 
 def _starting_timestep(schedule: NoiseSchedule, start: float) -> float:

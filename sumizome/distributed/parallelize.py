@@ -134,8 +134,10 @@ def parallelize(
         mesh = _mesh(strategy, config, ranks)
         return Parallel(strategy, sharded=[_shard(network, blocks(network), mesh) for network in trained.values()])
     if strategy == "ddp":
-        # The first text encoder's last layer has no part in the loss: without the search DDP would wait for it.
-        ddp = DistributedDataParallel(_Together(trained), find_unused_parameters=True, gradient_as_bucket_view=True)
+        # The first text encoder's last layer has no part in the loss: without a search DDP would wait for its gradient.
+        ddp = DistributedDataParallel(
+            _Together(trained), find_unused_parameters=len(trained) > 1, gradient_as_bucket_view=True
+        )
         return Parallel(strategy, ddp=ddp)
     return Parallel()
 

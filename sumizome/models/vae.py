@@ -139,9 +139,9 @@ def fold_latent_statistics(vae: AutoencoderKL, mean: list[float], std: list[floa
     return vae
 
 
-def vae_digest(vae: AutoencoderKL) -> str:
-    """What latents depend on, as SHA-256 hex: weights and statistics. Cached latents carry it."""
-    return hashlib.sha256(f"{model_digest(vae)} {latent_statistics(vae)}".encode()).hexdigest()
+def vae_digest(vae: AutoencoderKL, statistics: LatentStatistics | None = None) -> str:
+    """What latents depend on, as SHA-256 hex: weights and statistics (the VAE's own, or others). Caches carry it."""
+    return hashlib.sha256(f"{model_digest(vae)} {statistics or latent_statistics(vae)}".encode()).hexdigest()
 
 
 def model_digest(module: nn.Module) -> str:

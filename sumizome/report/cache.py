@@ -84,7 +84,10 @@ def describe_cache(root: Path, sources: tuple[Path, ...], digest: str, vae_diges
         for record in records
         for source, *texts in record.rejects
     )
-    known = {path for record in records for path in unit_paths(root, record.unit)}
+    # Of a unit of an earlier generation both indexes stay: its own, and the one that says what of it is used now.
+    known = {
+        path for unit in range(plan.units) for each in (0, plan.overlay(unit)) for path in unit_paths(root, unit, each)
+    }
     known |= {root / "latents.json", root / "rejects.csv", root / ".lock"}
     sampled, channels = 0, list[ChannelRow]()
     if len(records) == plan.units and not damages:
@@ -112,7 +115,7 @@ def _survey(root: Path, plan: CachePlan) -> tuple[list[UnitRecord], list[str]]:
     """The records of units whose files have their sizes, and what is wrong with the others that were begun."""
     records, damages = [], []
     for unit in range(plan.units):
-        if not unit_paths(root, unit)[-1].exists():
+        if not unit_paths(root, unit, plan.overlay(unit))[-1].exists():
             continue
         try:
             records.append(verify_unit(root, plan, unit, "size"))

@@ -35,7 +35,7 @@ class Rect(NamedTuple):
 class Line(NamedTuple):
     points: str
     """as SVG has them"""
-    style: Literal["solid", "dashed"]
+    style: Literal["solid", "dashed", "dotted", "dashdot"]
     name: str
 
 

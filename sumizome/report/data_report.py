@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sumizome.data.buckets import BucketConfig, Canvases, bucket_table
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.ingest import available_cores
-from sumizome.data.manifest import Manifest, load_manifest
+from sumizome.data.manifest import ARCHIVE_VERSION, Manifest, load_manifest
 from sumizome.data.tag_table import load_tag_table
 from sumizome.data.tags import TagWeightConfig, weigh
 from sumizome.errors import ConfigError
 from sumizome.report.cache import Cache, describe_cache
 from sumizome.report.findings import find
-from sumizome.report.gallery import Picture, Place, look_at
+from sumizome.report.gallery import Member, Picture, Place, look_at
 from sumizome.report.left_out import describe_copies, describe_rejects
 from sumizome.report.page import check_page_path, render_page, write_page
 from sumizome.report.pictures import describe_buckets, describe_pictures
@@ -155,7 +157,21 @@ def _place(manifest: Manifest, row: int) -> Place:
 def _thumbnails(places: list[Place], manifest: Manifest, workers: int | None) -> dict[Place, Picture]:
     if workers == 0:
         return {place: Picture(place[1], None, None) for place in places}
-    return look_at(places, manifest.sources, manifest.background, workers or available_cores())
+    members = _members(places, manifest)
+    return look_at(places, manifest.sources, manifest.background, workers or available_cores(), members)
+
+
+def _members(places: list[Place], manifest: Manifest) -> dict[Place, Member]:
+    """Where those of the places lie that are in the manifest and in a tar."""
+    if manifest.version != ARCHIVE_VERSION:
+        return {}
+    wanted = pa.array(sorted({path for _, path in places}), pa.string())
+    table = manifest.table.select(["source", "path", "archive", "offset", "file_bytes"])
+    here = table.filter(pc.and_(pc.is_valid(table["archive"]), pc.is_in(table["path"], wanted)))
+    return {
+        (str(manifest.sources[row["source"]]), row["path"]): (row["archive"], row["offset"], row["file_bytes"])
+        for row in here.to_pylist()
+    }
 
 
 def _row_of(manifest: Manifest, weights: np.ndarray) -> Callable[[int], Mapping[str, Any]]:

@@ -4,7 +4,7 @@ Owns which files may be opened for it. Invariant: this process decodes nothing, 
 have edited opens no file outside the folders of the manifest.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,16 @@ from sumizome.data.sources import ImageTask
 from sumizome.data.verification import Facts, Look, inspect_all
 from sumizome.report.page import image_uri
 
-__all__ = ["Picture", "Place", "look_at"]
+__all__ = ["Member", "Picture", "Place", "look_at"]
 
 _SIDE = 200
 """px of a thumbnail's longer side: 100 on the page, sharp on fine screens"""
 
 Place = tuple[str, str]
-"""(folder, posix path below it)"""
+"""(folder, posix path below it; of a tar's member `a.tar/member`)"""
+
+Member = tuple[str, int, int]
+"""(tar below its folder, "" = the folder is the tar; first byte, bytes), as a manifest has it"""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,25 @@ class Picture:
     """(height, width) px of the original"""
 
 
-def look_at(places: Iterable[Place], folders: Iterable[Path], background: Colour, workers: int) -> dict[Place, Picture]:
-    """The pictures at some places; those that cannot be shown are without a thumbnail."""
+def look_at(
+    places: Iterable[Place],
+    folders: Iterable[Path],
+    background: Colour,
+    workers: int,
+    members: Mapping[Place, Member] | None = None,
+) -> dict[Place, Picture]:
+    """The pictures at some places; those that cannot be shown are without a thumbnail.
+
+    `members` are the places that lie in a tar. (A reject of a tar has none: no table says where it lies.)
+    """
+    lie = members or {}
     wanted = list(dict.fromkeys(places))
     roots = {str(folder): folder.resolve() for folder in folders}
-    tasks = [ImageTask(0, str(roots[place[0]]), place[1], 1, None, None) for place in wanted if _may_open(place, roots)]
+    tasks = [
+        ImageTask(0, str(roots[folder]), path, 1, None, None, None, *lie.get((folder, path), (None, None, -1)))
+        for folder, path in wanted
+        if _may_open((folder, lie[folder, path][0] if (folder, path) in lie else path), roots)
+    ]
     pictures = {place: Picture(place[1], None, None) for place in wanted}
     of_root = {str(root): folder for folder, root in roots.items()}
     for task, outcome in inspect_all(tasks, Look(background, False, _SIDE), workers):

@@ -15,9 +15,11 @@ from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.errors import ConfigError
+from sumizome.train.brightness import BrightnessConfig
 from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
 from sumizome.train.precision import PrecisionName
+from sumizome.train.stages import Span, Stage, lay_out
 from sumizome.train.step import TimestepSampling
 
 __all__ = ["CheckpointConfig", "PreviewConfig", "TrainConfig", "ValidationConfig"]
@@ -98,6 +100,9 @@ class TrainConfig:
     """What the U-Net learns to predict. An epsilon model becomes a v model by training on (report §2.1)."""
     timestep_sampling: TimestepSampling = "stratified"
     """"stratified": each step covers the whole schedule evenly. "uniform": each sample on its own."""
+    timestep_shift_from: int = 0
+    """Side in pixels of the square canvas that the schedule suits; on larger canvases timesteps are drawn noisier, as
+    if SNR were divided by canvas area / side², on smaller ones less noisy. 0 = off."""
     precision: PrecisionName = "fp32"
     """"fp32": float32, with tf32 matrix products on a GPU (the report's). "bf16": float32 weights, bfloat16 compute.
     "pure_bf16": weights and moments too are bfloat16, rounded stochastically: half the memory (adamw only)."""
@@ -115,8 +120,16 @@ class TrainConfig:
     """GB (10⁹ bytes) of them at most. What has no room is read record by record; 0 = everything is."""
     tensorboard: bool = True
     """Write TensorBoard events below run_dir/tensorboard."""
+    wandb: str = ""
+    """Project of Weights & Biases to write to as well (`pip install 'sumizome[wandb]'`); "" = none. WANDB_MODE=offline
+    keeps it below run_dir/wandb."""
+    peak_tflops: float = 0.0
+    """Dense peak of one device in this precision, for the share of it that is reached (MFU); 0 = by the GPU's name."""
     log_samples: bool = False
     """Write which samples, seeds and timesteps each step trained on: run_dir/samples/rank-00000.jsonl."""
+    stage: tuple[Stage, ...] = ()
+    """Stages one behind the other, each a `[[stage]]` with what it has of its own: steps, name, latents, lr,
+    micro_batch_size, micro_batches_per_step. Optimizer and average go on from one to the next."""
     latent_statistics: LatentStatisticsConfig = field(default_factory=LatentStatisticsConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -126,6 +139,7 @@ class TrainConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    brightness: BrightnessConfig = field(default_factory=BrightnessConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -133,13 +147,20 @@ class TrainConfig:
         for name in ("steps", "micro_batch_size", "micro_batches_per_step", "max_chunks", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
-        if self.optim.fused_backward and self.micro_batches_per_step > 1:
+        accumulated = max(span.micro_batches_per_step for span in self.spans())
+        if self.optim.fused_backward and accumulated > 1:
             raise ConfigError(
                 f"optim.fused_backward updates in every backward pass, so micro_batches_per_step cannot be "
-                f"{self.micro_batches_per_step}; set it to 1, or fused_backward to false"
+                f"{accumulated}; set it to 1, or fused_backward to false"
             )
         if self.offload_text_encoders and self.optim.text_encoder_lr > 0:
             raise ConfigError("offload_text_encoders needs frozen ones; set optim.text_encoder_lr to 0")
+        if self.timestep_shift_from < 0:
+            raise ConfigError(
+                f"timestep_shift_from is {self.timestep_shift_from}; give pixels, such as 512, or 0 for off"
+            )
+        if self.peak_tflops < 0:
+            raise ConfigError(f"peak_tflops is {self.peak_tflops}; give TFLOP/s of one device, or 0 to go by its name")
         if self.cache_size < 0:
             raise ConfigError(f"cache_size is {self.cache_size}; give 0 or more GB")
         top = self.schedule.num_timesteps - 1
@@ -150,3 +171,14 @@ class TrainConfig:
         outside = [t for t in self.validation.timesteps if not 0 <= t <= top]
         if outside:
             raise ConfigError(f"validation.timesteps holds {outside[0]}; they go from 0 to {top}")
+
+    def spans(self) -> tuple[Span, ...]:
+        """The run's stages, laid out over its steps; a run without stages is one."""
+        return lay_out(
+            self.stage,
+            self.steps,
+            latents=self.latents,
+            lr=self.optim.lr,
+            micro_batch_size=self.micro_batch_size,
+            micro_batches_per_step=self.micro_batches_per_step,
+        )

@@ -5,8 +5,9 @@ After a resume the files hold each step once: lines beyond the checkpoint are cu
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from sumizome.data.loader import TrainBatch
 from sumizome.distributed.runtime import Ranks
 from sumizome.train.step import StepLoss
+from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Metrics", "NoMetrics", "SampleLog", "Window", "read_metrics"]
 
@@ -22,6 +24,8 @@ _DECILES = 10
 
 class NoMetrics:
     """What ranks other than the first write: nothing."""
+
+    with_each: Mapping[str, Any] = MappingProxyType({})
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Nothing."""
@@ -39,10 +43,13 @@ class NoMetrics:
 class Metrics:
     """Writes a run's numbers; `close` it, or use it as a context."""
 
-    def __init__(self, run_dir: Path, steps_done: int, tensorboard: bool) -> None:
+    def __init__(self, run_dir: Path, steps_done: int, tensorboard: bool, wandb: WandbWriter | None = None) -> None:
+        self.with_each: Mapping[str, Any] = {}
+        """What stands in every record from now on, such as the stage."""
         path = run_dir / "metrics.jsonl"
         _cut(path, steps_done)
         self._file = path.open("a", encoding="utf-8")
+        self._wandb = wandb
         self._writer: Any = None
         if tensorboard:
             # A heavy import, and only here: a run without TensorBoard does not pay for it.
@@ -52,20 +59,26 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Records the values of a step. A nested mapping becomes one scalar a key in TensorBoard."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, **self.with_each, **values}) + "\n")
         self._file.flush()
         if self._writer is not None:
             for name, value in _scalars(values):
                 self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.write(step, dict(_scalars(values)))
 
     def write_image(self, step: int, name: str, image: Any) -> None:
         """Records a picture [H, W, 3] uint8 in TensorBoard."""
         if self._writer is not None:
             self._writer.add_image(name, image, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.write_image(step, name, image)
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes all."""
         self._file.close()
+        if self._wandb is not None:
+            self._wandb.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -115,7 +128,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _cut(path: Path, steps_done: int) -> None:
-    kept = [record for record in read_metrics(path) if record["step"] <= steps_done]
+    # A run that begins anew writes its record of step 0 again.
+    kept = [record for record in read_metrics(path) if record["step"] <= steps_done and steps_done > 0]
     if path.exists():
         unfinished = path.with_suffix(".jsonl.unfinished")
         unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -140,11 +154,16 @@ class Window:
     def forget(self) -> None:
         """Starts a new window."""
         self._losses: list[StepLoss] = []
+        self._categories: list[Collection[str]] = []
         self.grad_norm = self.lr = 0.0
+        self.grad_norm_of: dict[str, float] = {}
+        """By part, of the window's last step."""
 
-    def add_step(self, losses: list[StepLoss], grad_norm: float, lr: float) -> None:
+    def add_step(self, losses: list[StepLoss], batches: list[TrainBatch], grad_norm: float, lr: float) -> None:
+        """One step's micro-batches; each sample counts for every tag category that it bears."""
         # Detached: a graph that a metric holds on to is a memory leak.
         self._losses += [loss.detached() for loss in losses]
+        self._categories += [categories for batch in batches for categories in batch.tag_categories]
         self.grad_norm, self.lr = grad_norm, lr
 
     def summary(self, ranks: Ranks) -> dict[str, Any]:
@@ -168,7 +187,21 @@ class Window:
                 for tenth, (total, count) in enumerate(zip(sums, counts, strict=True))
                 if count
             },
+            "loss_by_category": self._by_category(unweighted, ranks),
             "captions_cut": int(captions_cut),
             "grad_norm": self.grad_norm,
+            **({"grad_norm_of": self.grad_norm_of} if self.grad_norm_of else {}),
             "lr": self.lr,
         }
+
+    def _by_category(self, unweighted: torch.Tensor, ranks: Ranks) -> dict[str, float]:
+        """The mean loss of the samples that bear a tag of each category, over all ranks. Collective."""
+        mine: dict[str, tuple[float, int]] = {}
+        for loss, categories in zip(unweighted.tolist(), self._categories, strict=True):
+            for category in categories:
+                total, count = mine.get(category, (0.0, 0))
+                mine[category] = total + loss, count + 1
+        gathered = ranks.gather(mine)
+        names = sorted(set().union(*gathered))
+        sums = {name: [each.get(name, (0.0, 0)) for each in gathered] for name in names}
+        return {name: sum(t for t, _ in found) / sum(n for _, n in found) for name, found in sums.items()}

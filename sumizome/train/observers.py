@@ -5,19 +5,26 @@ should read, or None. Every rank calls it; `metrics` writes on the first only. O
 observer in `build_observers`, and nothing in the loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sumizome.data.loader import BatchLoader
+from sumizome.diffusion.prediction import PredictionType
+from sumizome.diffusion.schedule import NoiseSchedule
 from sumizome.distributed.parallelize import Parallel
 from sumizome.distributed.runtime import Ranks
 from sumizome.models.sdxl import SDXLModel
+from sumizome.train.brightness import brightness
 from sumizome.train.config import TrainConfig
 from sumizome.train.precision import Precision
 from sumizome.train.preview import write_preview
+from sumizome.train.stages import StagedLoader
 from sumizome.train.step import Objective
-from sumizome.train.validation import validation_loss
+from sumizome.train.uptraining import base_loss, readable_timesteps, write_loss_table
+from sumizome.train.validation import SampleLoss, loss_of, validation_loss
 
 __all__ = ["Observer", "build_observers"]
 
@@ -30,26 +37,39 @@ class Observer:
     every: int
     look: Callable[[int, Any], str | None]
     """(step, metrics) → a line for the user."""
+    before_training: bool = False
+    """Look once before the first step, too, at step 0."""
 
 
 def build_observers(
     config: TrainConfig,
     model: SDXLModel,
     objective: Objective,
-    loader: BatchLoader,
+    loader: BatchLoader | StagedLoader,
     precision: Precision,
     parallel: Parallel,
     ranks: Ranks,
+    base: tuple[PredictionType, NoiseSchedule],
 ) -> list[Observer]:
-    """Validation and previews, where the settings ask for them."""
+    """Validation, previews and brightness, where the settings ask for them. `base`: how the base model predicts."""
+
+    def losses_of(sample_loss: SampleLoss, timesteps: Sequence[int]) -> dict[str, float]:
+        batches = list(loader.validation_batches(config.micro_batch_size))
+        with precision.autocast():
+            return validation_loss(model, sample_loss, batches, timesteps, config.max_chunks, ranks)
 
     def validate(step: int, metrics: Any) -> str | None:
-        batches = list(loader.validation_batches(config.micro_batch_size))
-        if not batches:
+        timesteps = config.validation.timesteps
+        if not len(loader.validation_rows):
             return None
-        with precision.autocast():
-            losses = validation_loss(model, objective, batches, config.validation.timesteps, config.max_chunks, ranks)
+        if step == 0 and (base[0] != objective.prediction_type or _differ(base[1], objective.schedule)):
+            readable = readable_timesteps(objective.schedule, base[1], timesteps)
+            before = losses_of(base_loss(model, objective, *base), readable)
+            metrics.write(step, {"base_loss": {str(t): before.get(str(t)) for t in timesteps}})
+        losses = losses_of(loss_of(model, objective), timesteps)
         metrics.write(step, {"validation_loss": losses})
+        if ranks.is_first:
+            write_loss_table(config.run_dir, step, losses)
         noisiest = max(losses, key=int)
         mean = sum(losses.values()) / len(losses)
         return f"validation loss {mean:.4f}, at t = {noisiest} {losses[noisiest]:.4f}"
@@ -63,6 +83,19 @@ def build_observers(
         metrics.write_image(step, "previews", image)
         return f"preview {path}"
 
-    observers = [Observer("validation", config.validation.every if config.validation.count else 0, validate)]
-    observers += [Observer("preview", config.preview.every, preview)]
+    def flat_pictures(step: int, metrics: Any) -> str | None:
+        found = brightness(model, config.brightness, ranks, lockstep=parallel.lockstep)
+        metrics.write(step, found)
+        means = ", ".join(f"{prompt} {mean:.3f}" for prompt, mean in found["brightness"].items())
+        return f"brightness {means}; off by {found['brightness_error']:.3f}"
+
+    observers = [
+        Observer("validation", config.validation.every if config.validation.count else 0, validate, True),
+        Observer("preview", config.preview.every, preview),
+        Observer("brightness", config.brightness.every, flat_pictures),
+    ]
     return [observer for observer in observers if observer.every]
+
+
+def _differ(a: NoiseSchedule, b: NoiseSchedule) -> bool:
+    return not torch.equal(a.alphas_cumprod, b.alphas_cumprod)

@@ -3,11 +3,13 @@
 Weight decay acts on matrices and kernels only; gains, biases and embeddings of one dimension are left alone.
 """
 
+import difflib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, assert_never
 
 import torch
 from torch import nn
@@ -16,9 +18,10 @@ from sumizome.errors import ConfigError
 from sumizome.train.fused_backward import FusedBackward
 from sumizome.train.rounding import RoundedAdamW
 
-__all__ = ["OptimConfig", "OptimizerName", "apply_lr", "build_optimizer", "lr_factor"]
+__all__ = ["LrSchedule", "OptimConfig", "OptimizerName", "apply_lr", "build_optimizer", "lr_factor", "lr_factors"]
 
 OptimizerName: TypeAlias = Literal["adamw", "adamw8bit", "adafactor"]
+LrSchedule: TypeAlias = Literal["constant", "cosine", "linear", "rex"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,15 @@ class OptimConfig:
     """Peak learning rate of the U-Net."""
     text_encoder_lr: float = 0.0
     """Peak learning rate of both text encoders; 0 keeps them frozen (the report trains the U-Net)."""
-    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Shape after the warm-up; cosine and linear fall to `final_lr_factor` at the last step."""
+    lr_of: dict[str, float] = field(default_factory=dict)
+    """Factors on the rate of parts, by the dotted beginning of their names: `"unet.up_blocks" = 0.5`,
+    `"text_encoder_2" = 0.1`; * stands for anything, the longest that fits counts, and 0 keeps a part as it is."""
+    lr_schedule: LrSchedule = "constant"
+    """Shape after the warm-up; cosine, linear and rex fall to `final_lr_factor` at the last step (of a stage)."""
     warmup_steps: int = 100
     """Steps over which the rate rises linearly from 0."""
     final_lr_factor: float = 0.0
-    """Fraction of the peak left at the last step (cosine, linear)."""
+    """Fraction of the peak left at the last step (all but constant)."""
     beta1: float = 0.9
     """AdamW's first moment decay."""
     beta2: float = 0.999
@@ -58,6 +64,9 @@ class OptimConfig:
             raise ConfigError(f"optim.lr is {self.lr}; give a learning rate above 0, such as 1e-5")
         if self.text_encoder_lr < 0 or self.warmup_steps < 0 or self.max_grad_norm < 0:
             raise ConfigError("optim.text_encoder_lr, optim.warmup_steps and optim.max_grad_norm cannot be negative")
+        for pattern, factor in self.lr_of.items():
+            if not (factor >= 0 and math.isfinite(factor)):
+                raise ConfigError(f'optim.lr_of "{pattern}" is {factor}; give 0 (keep that part as it is) or more')
 
 
 def build_optimizer(
@@ -71,22 +80,51 @@ def build_optimizer(
     """
     groups: list[dict[str, Any]] = []
     numbers = {name: number for number, name in enumerate(parameters)}
+    factors = lr_factors(config.lr_of, parameters)
     for is_unet, peak_lr in ((True, config.lr), (False, config.text_encoder_lr)):
-        named = [(name, p) for name, p in parameters.items() if name.startswith("unet.") == is_unet]
-        for decayed in (True, False):
-            members = {name: p for name, p in named if (p.ndim >= 2) == decayed}
-            if members:
-                groups.append(
-                    {
-                        "params": list(members.values()),
-                        "numbers": [numbers[name] for name in members],
-                        "peak_lr": peak_lr,
-                        "lr": peak_lr,
-                        "weight_decay": config.weight_decay if decayed else 0.0,
-                    }
-                )
+        # The plain factor first: the first group's rate is the one that is told.
+        for factor in sorted(set(factors.values()), key=lambda factor: (factor != 1, factor)):
+            named = [(n, p) for n, p in parameters.items() if n.startswith("unet.") == is_unet and factors[n] == factor]
+            for decayed in (True, False):
+                members = {name: p for name, p in named if (p.ndim >= 2) == decayed}
+                if members:
+                    groups.append(
+                        {
+                            "params": list(members.values()),
+                            "numbers": [numbers[name] for name in members],
+                            "peak_lr": peak_lr * factor,
+                            "lr": peak_lr * factor,
+                            "weight_decay": config.weight_decay if decayed else 0.0,
+                        }
+                    )
     make = _maker(config, parameters, seed)
     return FusedBackward(groups, make, config.max_grad_norm) if config.fused_backward else make(groups)
+
+
+def lr_factors(lr_of: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """The factor on the learning rate of each named parameter: that of the longest pattern that fits it, else 1.
+
+    Raises: ConfigError for a pattern that fits no trained parameter, naming the nearest part.
+    """
+    names = list(names)
+    factors = dict.fromkeys(names, 1.0)
+    for pattern, factor in sorted(lr_of.items(), key=lambda item: len(item[0])):
+        fitting = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+        if not fitting:
+            raise ConfigError(_no_such_part(pattern, names))
+        factors |= dict.fromkeys(fitting, factor)
+    return factors
+
+
+def _no_such_part(pattern: str, names: Sequence[str]) -> str:
+    said = f'optim.lr_of "{pattern}" fits no parameter that is trained'
+    networks = {name.split(".", 1)[0] for name in names}
+    if pattern.startswith("text_encoder") and not networks - {"unet"}:
+        return f"{said}: text encoders are frozen; set optim.text_encoder_lr above 0, or leave the pattern out"
+    depth = pattern.count(".") + 1
+    parts = sorted({".".join(name.split(".")[:depth]) for name in names})
+    close = difflib.get_close_matches(pattern, parts, n=1, cutoff=0.0)
+    return f'{said}; did you mean "{close[0]}"?'
 
 
 def _maker(
@@ -116,19 +154,30 @@ def _maker(
 
 
 def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
-    """The learning rate of a step (0 = first) as a fraction of its peak, in (0, 1]."""
+    """The learning rate of a step (0 = first) as a fraction of its peak, in (0, 1].
+
+    Source: rex: Chen et al. 2107.04197, (1 − p) / (1 − p/2): high for long, then down fast.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    if config.lr_schedule == "constant":
-        return 1.0
     progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     progress = min(1.0, progress)
-    fall = 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_schedule == "cosine" else 1 - progress
+    match config.lr_schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            fall = 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            fall = 1 - progress
+        case "rex":
+            fall = (1 - progress) / (1 - progress / 2)
+        case _:
+            assert_never(config.lr_schedule)
     return config.final_lr_factor + (1 - config.final_lr_factor) * fall
 
 
 def apply_lr(optimizer: torch.optim.Optimizer | FusedBackward, factor: float) -> float:
-    """Sets every group's rate to `factor` of its peak; returns the U-Net's (the first group's)."""
+    """Sets every group's rate to `factor` of its peak; returns the first group's: the U-Net's, without `lr_of`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

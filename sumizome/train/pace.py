@@ -79,6 +79,11 @@ class Pace:
         self._own += max(met - self._started, self._waited_now + on_card)
         return seconds
 
+    @property
+    def steps(self) -> int:
+        """How many the window holds."""
+        return self._steps
+
     def mean(self) -> RankPace:
         """The means of the window."""
         steps = max(1, self._steps)

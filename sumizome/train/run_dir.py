@@ -1,7 +1,9 @@
 """The directory of a run: who holds it, what it was started with, and the model that it trained.
 
 run_dir/config.toml        the resolved settings; `sumizome train run_dir/config.toml` goes on with the run
-        environment.json   versions, device, digests of model and data
+        README.txt         what this run is, in words
+        environment.json   versions, commit, device, digests of model and data
+        loss_by_timestep.txt   before the run and at its last validation
         metrics.jsonl      one JSON object a line
         samples/           rank-00000.jsonl …: what each step trained on, where `log_samples` is set
         checkpoints/       step-00000500/ …, see `sumizome.train.checkpoint`
@@ -29,7 +31,7 @@ from sumizome.files import hold_lock, sha256_of, write_atomically
 from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.models.vae import apply_latent_statistics, model_digest, vae_digest
 from sumizome.settings import as_mapping, read_toml, to_toml
-from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, list_checkpoints
+from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, list_checkpoints, open_checkpoint
 from sumizome.train.config import TrainConfig
 
 __all__ = [
@@ -49,7 +51,7 @@ __all__ = [
 _MAY_CHANGE = (
     "run_dir", "model", "latents", "steps", "device", "log_every", "tensorboard", "gradient_checkpointing",
     "validation.every", "validation.timesteps", "preview.", "checkpoint.", "parallel.", "ema.device", "log_samples",
-    "cache_dir", "cache_size",
+    "cache_dir", "cache_size", "stage", "brightness.", "wandb", "peak_tflops",
 )  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
     path = config.run_dir / "config.toml"
     if path.exists() and list_checkpoints(config.run_dir / "checkpoints"):
         _check_unchanged(path, config)
+        _check_stages(config)
         _check_table(config.run_dir, facts.get(_TABLE))
     _write_text(path, to_toml(config))
     environment = {
@@ -124,6 +127,26 @@ def _check_unchanged(path: Path, config: TrainConfig) -> None:
                 f"{path.parent}: this run was started with {key} = {started.get(key)!r}, now it is {now.get(key)!r}, "
                 "which would train something else; restore the setting, or choose another run_dir"
             )
+
+
+def _check_stages(config: TrainConfig) -> None:
+    """Stages to come may change; raises ConfigError for one that has begun, or that began elsewhere."""
+    newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
+    steps_done = int(newest.name.rsplit("-", 1)[1])
+    before, now = (_begun(each, steps_done) for each in (read_run_config(config.run_dir), config))
+    if before != now:
+        raise ConfigError(
+            f"{config.run_dir}: this run has done {steps_done} steps in stages {before} (first step, learning rate, "
+            f"samples × micro-batches), now they would be {now}, which would train something else; restore "
+            "[[stage]], or choose another run_dir"
+        )
+
+
+def _begun(config: TrainConfig, steps_done: int) -> str:
+    spans = [span for span in config.spans() if span.first < steps_done]
+    lrs = [config.optim.lr * span.lr_factor for span in spans]
+    batches = [f"{span.micro_batch_size} × {span.micro_batches_per_step}" for span in spans]
+    return ", ".join(f"({span.first}, {lr:g}, {b})" for span, lr, b in zip(spans, lrs, batches, strict=True))
 
 
 _TABLE = "tag_table_sha256"
@@ -190,35 +213,39 @@ def check_base_model(run_dir: Path, checkpoint: SavedCheckpoint, digests: Mappin
 
 
 def load_trained_model(
-    run_dir: Path, weights: Literal["ema", "raw"] = "ema", **load_options: Any
+    run_dir: Path, weights: Literal["ema", "raw"] = "ema", *, checkpoint: Path | None = None, **load_options: Any
 ) -> tuple[SDXLModel, int]:
-    """The run's model with its newest verified weights, and the step they were saved at.
+    """The run's model with its newest verified weights (or those of one checkpoint), and the step they were saved at.
 
     Raises: CheckpointError when there is no checkpoint yet; ModelError when the base model cannot be read.
     """
     config = read_run_config(run_dir)
     part = "ema" if weights == "ema" else "weights"
-    checkpoint, complaints = latest_checkpoint(run_dir / "checkpoints", parts=(part,))
-    if checkpoint is None:
+    if checkpoint is not None:
+        saved: SavedCheckpoint | None = open_checkpoint(checkpoint, parts=(part,))
+        complaints: list[str] = []
+    else:
+        saved, complaints = latest_checkpoint(run_dir / "checkpoints", parts=(part,))
+    if saved is None:
         raise CheckpointError(f"{run_dir}: no checkpoint yet; let `sumizome train` reach one (checkpoint.every)")
     for complaint in complaints:
-        print(f"sumizome: warning: {complaint}; using step {checkpoint.step} instead")
+        print(f"sumizome: warning: {complaint}; using step {saved.step} instead")
     model = load_model(config.model, **load_options)
     frozen = {name: digest for name, digest in base_digests(model).items() if name != "unet"}
     if config.optim.text_encoder_lr > 0:
         del frozen["text_encoders"]
     if load_options.get("dtype", torch.float32) != torch.float32:
         frozen.pop("text_encoders", None)  # digests are of float32 weights, which the VAE always has
-    check_base_model(run_dir, checkpoint, frozen)
+    check_base_model(run_dir, saved, frozen)
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
-    if set(parameters) != set(checkpoint.shapes(part)):
+    if set(parameters) != set(saved.shapes(part)):
         raise CheckpointError(f"{run_dir}: its checkpoint does not fit the base model {config.model}")
-    checkpoint.read_into(part, {name: parameter.detach() for name, parameter in parameters.items()})
+    saved.read_into(part, {name: parameter.detach() for name, parameter in parameters.items()})
     trained = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
     statistics = stated_statistics(config.latent_statistics)
     if statistics and trained.vae is not None:
         apply_latent_statistics(trained.vae, *statistics)
-    return trained, checkpoint.step
+    return trained, saved.step
 
 
 def read_run_config(run_dir: Path) -> TrainConfig:

@@ -6,6 +6,7 @@ in as values and callables. All randomness is a function of the sample's seed or
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -26,8 +27,10 @@ __all__ = [
     "StepLoss",
     "TimestepSampling",
     "condition",
+    "denoising_loss",
     "draw_noise",
     "draw_timesteps",
+    "shifted_timesteps",
     "training_loss",
 ]
 
@@ -56,6 +59,8 @@ class StepLoss:
     """On the CPU."""
     captions_cut: int = 0
     """Captions whose end did not fit into the chunks."""
+    tokens: int = 0
+    """Rows of the text condition."""
 
     def detached(self) -> "StepLoss":
         """The same numbers without the graph that they came from."""
@@ -67,7 +72,18 @@ def training_loss(
 ) -> StepLoss:
     """The loss of each sample of the batch at the given timesteps; gradients flow to whatever requires them.
 
-    Source: report §2.1 (v target), §2.2 (schedule), §2.4 (weights), §4.2 (conditioning), §4.3 (tag weights).
+    Source: report §4.2 (conditioning), and that of `denoising_loss`.
+    """
+    conditioning, captions_cut = condition(model, batch, max_chunks)
+    return replace(denoising_loss(model, objective, batch, timesteps, conditioning), captions_cut=captions_cut)
+
+
+def denoising_loss(
+    model: SDXLModel, objective: Objective, batch: TrainBatch, timesteps: Timesteps, conditioning: UNetConditioning
+) -> StepLoss:
+    """The loss of each sample of the batch under a condition that is already encoded.
+
+    Source: report §2.1 (v target), §2.2 (schedule), §2.4 (weights), §4.3 (tag weights).
     """
     schedule, device = objective.schedule, model.unet.device
     latents = batch.latents.to(device)
@@ -77,11 +93,10 @@ def training_loss(
     noised_latents = schedule.add_noise(latents, noise, timesteps)
     target = training_target(objective.prediction_type, latents, noise, schedule.alphas_cumprod_of(timesteps))
 
-    conditioning, captions_cut = condition(model, batch, max_chunks)
     model_output = apply_unet(model.unet, noised_latents, timesteps.to(device), conditioning)
 
     weighted, unweighted = objective.loss(model_output.float(), target, timesteps, batch.tag_weight)
-    return StepLoss(weighted, unweighted, timesteps, captions_cut)
+    return StepLoss(weighted, unweighted, timesteps, tokens=conditioning.prompt_embeds.shape[1])
 
 
 def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> tuple[UNetConditioning, int]:
@@ -117,3 +132,18 @@ def draw_timesteps(
         return torch.tensor(draws, dtype=torch.int64)
     offset = derive_seed(run_seed, "timesteps", step) / 2**63
     return ((positions.double() + offset) % 1.0 * num_timesteps).floor().long().clamp(max=num_timesteps - 1)
+
+
+@lru_cache(maxsize=256)
+def shifted_timesteps(schedule: NoiseSchedule, sigma_factor: float) -> Timesteps:
+    """For each timestep [T] the one whose sigma is nearest to `sigma_factor` times its own.
+
+    Drawn uniformly and then read through this table, timesteps are those of a schedule shifted by
+    snr / sigma_factor²; the network still sees each timestep at its own noise level. For a canvas of side d and one of
+    side d₀ at which the schedule hides a picture equally well, the factor is d / d₀: averaging down by it divides
+    the noise. The terminal step keeps its place.
+    Source: report §2.3; Hoogeboom et al. 2301.11093 (simple diffusion), eq. 4.
+    """
+    shifted = schedule.timestep_of(schedule.log_sigmas.exp() * sigma_factor)
+    shifted[-1] = schedule.num_timesteps - 1
+    return shifted

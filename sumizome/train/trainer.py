@@ -15,24 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sumizome.data.batch_plan import share
 from sumizome.data.loader import BatchLoader, TrainBatch
 from sumizome.distributed.parallelize import Parallel, whole
 from sumizome.distributed.runtime import Ranks
 from sumizome.distributed.watchdog import Watchdog
 from sumizome.errors import NonFiniteError
 from sumizome.models.sdxl import SDXLModel
+from sumizome.settings import as_mapping
 from sumizome.train.checkpoint import Checkpoint
 from sumizome.train.config import TrainConfig
+from sumizome.train.efficiency import Efficiency, device_peak, memory_in_use
 from sumizome.train.ema import Ema
 from sumizome.train.fused_backward import FusedBackward
+from sumizome.train.gradient_norms import norms_by_part
 from sumizome.train.metrics import Metrics, NoMetrics, SampleLog, Window
 from sumizome.train.observers import Observer
 from sumizome.train.optim import apply_lr, lr_factor
 from sumizome.train.pace import Pace, slow_ranks
 from sumizome.train.precision import Precision
 from sumizome.train.saver import Saver
+from sumizome.train.stages import StagedLoader, samples_before, span_at
 from sumizome.train.state import optimizer_tensors
-from sumizome.train.step import Objective, StepLoss, draw_timesteps, training_loss
+from sumizome.train.step import Objective, StepLoss, draw_timesteps, shifted_timesteps, training_loss
+from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Asked", "StepReport", "Trainer"]
 
@@ -68,7 +74,7 @@ class Trainer:
     config: TrainConfig
     model: SDXLModel
     objective: Objective
-    loader: BatchLoader
+    loader: BatchLoader | StagedLoader
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer | FusedBackward
     ema: Ema
@@ -83,6 +89,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = self.ranks.device
+        self._spans = self.config.spans()
+        self._stage = span_at(self._spans, self.steps_done)
+        peak = device_peak(self.device, self.config.precision, self.config.peak_tflops)
+        self._efficiency = Efficiency(self.model, text_is_trained=self.config.optim.text_encoder_lr > 0, peak=peak)
         self._window = Window(self.objective.schedule.num_timesteps)
         self._pace = Pace(self.device)
         self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
@@ -104,11 +114,14 @@ class Trainer:
             stack.enter_context(self._watchdog)
             batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done))
             try:
+                if not self.steps_done:
+                    self._look(metrics, [observer for observer in self.observers if observer.before_training])
                 while self.steps_done < self.config.steps and not self._agreed.stop:
                     yield self._one_step(batches_of_steps, metrics)
-            except (GeneratorExit, NonFiniteError):
-                # In both cases the weights are those of the last finished step.
-                self._save_for_good()
+            except (GeneratorExit, NonFiniteError) as stopped:
+                # The weights are those of the last finished step, unless they moved within the one that failed.
+                if not (self._moves_in_backward and isinstance(stopped, NonFiniteError)):
+                    self._save_for_good()
                 raise
             self._save_for_good()
 
@@ -117,11 +130,22 @@ class Trainer:
         self._watchdog.at(self.steps_done + 1, "waiting for data")
         batches = next(batches_of_steps)
         self._pace.data_is_there()
+        self._enter_stage(metrics)
         loss = self._train_step(batches)
         seconds = self._pace.end()
         notes = self._after_step(metrics)
         epoch = max(max(batch.epochs) for batch in batches)
         return StepReport(self.steps_done, epoch, loss, self._images_per_step / seconds, notes)
+
+    def _enter_stage(self, metrics: Any) -> None:
+        self._stage = span_at(self._spans, self.steps_done)
+        if len(self._spans) > 1:
+            metrics.with_each = {"stage": self._stage.name}
+
+    @property
+    def _places(self) -> range:
+        """The places in a step's micro-batches that this rank takes."""
+        return share(self._stage.micro_batches_per_step, self.ranks.rank, self.ranks.world)
 
     def _train_step(self, batches: list[TrainBatch]) -> float:
         """One optimizer step on the step's micro-batches; returns the unweighted loss over all ranks.
@@ -131,7 +155,9 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         # Before the backward pass, in which a fused optimizer steps.
-        lr = apply_lr(self.optimizer, lr_factor(self.config.optim, self.steps_done, self.config.steps))
+        stage = self._stage
+        shape = lr_factor(self.config.optim, self.steps_done - stage.first, stage.last - stage.first)
+        lr = apply_lr(self.optimizer, stage.lr_factor * shape)
         last = len(batches) - 1
         losses = [self._backward(batch, index, last=index == last) for index, batch in enumerate(batches)]
         grad_norm = self._clip()
@@ -140,13 +166,14 @@ class Trainer:
         self.optimizer.step()
         self.steps_done += 1
         self.ema.update(self.steps_done)
-        self._window.add_step(losses, float(grad_norm), lr)
+        self._window.add_step(losses, batches, float(grad_norm), lr)
+        self._efficiency.add_step(batches, losses)
         return mean_loss
 
     def _backward(self, batch: TrainBatch, index: int, *, last: bool) -> StepLoss:
         """Adds a micro-batch's gradients; after the last one they are the mean over all ranks."""
         self._watchdog.at(self.steps_done + 1, "in forward and backward")
-        timesteps = self._timesteps(batch, self.loader.share[index])
+        timesteps = self._timesteps(batch, self._places[index])
         with self.parallel.accumulating(last):
             if self.parallel.lockstep:
                 self._pace.meets_others()
@@ -157,12 +184,12 @@ class Trainer:
             if last:
                 self._pace.meets_others()
             # DDP and FSDP2 take the mean over ranks, so that each divides by its own share.
-            (loss.weighted.mean() / len(self.loader.share)).backward()
+            (loss.weighted.mean() / len(self._places)).backward()
         return loss
 
     def _timesteps(self, batch: TrainBatch, place: int) -> Tensor:
         rows = len(batch.seeds)
-        positions = (place * rows + torch.arange(rows)) / (self.config.micro_batches_per_step * rows)
+        positions = (place * rows + torch.arange(rows)) / (self._stage.micro_batches_per_step * rows)
         timesteps = draw_timesteps(
             self.config.timestep_sampling,
             self.objective.schedule.num_timesteps,
@@ -171,19 +198,25 @@ class Trainer:
             self.steps_done,
             positions,
         )
+        if self.config.timestep_shift_from:
+            height, width = batch.time_ids[0, 4:].tolist()  # the bucket, px
+            factor = math.sqrt(height * width) / self.config.timestep_shift_from
+            timesteps = shifted_timesteps(self.objective.schedule, factor)[timesteps]
         if self._sample_log is not None:
             self._sample_log.write(self.steps_done + 1, place, batch, timesteps)
         return timesteps
 
     @property
     def _images_per_step(self) -> int:
-        return self.config.micro_batch_size * self.config.micro_batches_per_step
+        return self._stage.images_per_step
 
     def _clip(self) -> Tensor:
         """Scales the gradients down to the largest norm allowed; returns the norm that they had."""
         if isinstance(self.optimizer, FusedBackward):
             return self.optimizer.grad_norm()
         limit = self.config.optim.max_grad_norm or math.inf
+        if _due(self.steps_done + 1, self.config.log_every, self._stage.last):
+            self._window.grad_norm_of = norms_by_part(self.parameters)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
         # Below the limit all gradients would be multiplied by exactly 1. `_agree` reads the norm in any case.
@@ -224,11 +257,20 @@ class Trainer:
         where = [str(rank) for rank, (bad, _) in enumerate(gathered) if bad]
         on_rank = f" (rank {', '.join(where)})" if self.ranks.world > 1 and where else ""
         self.optimizer.zero_grad(set_to_none=True)
+        state = "The weights of the step before are saved."
+        if self._moves_in_backward:
+            state = (
+                "With optim.fused_backward other weights have moved already, so the last checkpoint is what there is."
+            )
         raise NonFiniteError(
-            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}{on_rank}. The "
-            "weights of the step before are saved. Look at these images; to go on with other settings, such as a "
-            "lower optim.lr, export the run and train the export in a new run_dir"
+            f"step {self.steps_done + 1}: the {what} is not finite, in samples {', '.join(samples)}{on_rank}. {state} "
+            "Look at these images; to go on with other settings, such as a lower optim.lr, export the run and train "
+            "the export in a new run_dir"
         )
+
+    @property
+    def _moves_in_backward(self) -> bool:
+        return isinstance(self.optimizer, FusedBackward)
 
     def _after_step(self, metrics: Any) -> tuple[str, ...]:
         """Whatever is due after a step; returns what was done, in words."""
@@ -236,15 +278,20 @@ class Trainer:
         self._watchdog.at(step, "saving")
         # First of all: whatever fails below must not cost the steps since the last checkpoint.
         notes = self._save_if_due()
-        if _due(step, config.log_every, config.steps):
+        # A record never holds steps of two stages.
+        if _due(step, config.log_every, self._stage.last):
             notes += self._log(metrics)
-        for observer in self.observers:
-            if _due(step, observer.every, config.steps):
-                self._watchdog.at(step, observer.name)
-                with self.ema.applied():
-                    note = observer.look(step, metrics)
-                notes += [note] if note else []
-        return tuple(notes)
+        due = [observer for observer in self.observers if _due(step, observer.every, config.steps)]
+        return tuple(notes + self._look(metrics, due))
+
+    def _look(self, metrics: Any, observers: Sequence[Observer]) -> list[str]:
+        notes = []
+        for observer in observers:
+            self._watchdog.at(self.steps_done, observer.name)
+            with self.ema.applied():
+                note = observer.look(self.steps_done, metrics)
+            notes += [note] if note else []
+        return notes
 
     def _save_if_due(self) -> list[str]:
         notes, self.saver.complaints = self.saver.complaints, []
@@ -263,17 +310,21 @@ class Trainer:
         paces = self.ranks.gather(self._pace.mean())
         step_seconds = paces[0].step
         record = self._window.summary(self.ranks)
+        record |= self._efficiency.summary(self.ranks, step_seconds * self._pace.steps)
+        record |= memory_in_use(self.device, self.ranks)
         record |= {
             "images_per_second": self._images_per_step / step_seconds if step_seconds else 0.0,
             "data_wait": max(pace.data_wait for pace in paces) / step_seconds if step_seconds else 0.0,
             "checkpoint_stall": self.saver.stall,
-            "samples_seen": self.steps_done * self._images_per_step,
+            "samples_seen": samples_before(self._spans, self.steps_done),
         }
         slow = slow_ranks(paces)
         metrics.write(self.steps_done, {**record, "slow_ranks": slow} if slow else record)
         self._window.forget()
+        self._efficiency.forget()
         self._pace.forget()
-        return [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
+        notes = [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
+        return notes + _in_short(self.loader.cache.shards.take_faults())
 
     def state(self) -> Checkpoint:
         """The state after the last finished step: the very tensors that training goes on to change."""
@@ -300,9 +351,23 @@ class Trainer:
                 self._sample_log = SampleLog(config.run_dir, self.ranks, self.steps_done)
                 stack.callback(self._sample_log.close)
             if self.ranks.is_first:
-                yield stack.enter_context(Metrics(config.run_dir, self.steps_done, config.tensorboard))
+                yield stack.enter_context(_build_metrics(config, self.steps_done))
             else:
                 yield NoMetrics()
+
+
+_SHOWN = 5
+
+
+def _in_short(notes: list[str]) -> list[str]:
+    """The first of many notes, and how many more there are."""
+    more = len(notes) - _SHOWN
+    return notes if more <= 0 else [*notes[:_SHOWN], f"and {more:,} more of that kind"]
+
+
+def _build_metrics(config: TrainConfig, steps_done: int) -> Metrics:
+    wandb = WandbWriter(config.run_dir, config.wandb, as_mapping(config)) if config.wandb else None
+    return Metrics(config.run_dir, steps_done, config.tensorboard, wandb)
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -3,38 +3,52 @@
 t = 999 is among them: it is the only way to see whether the step from pure noise is being learned at all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from sumizome.data.loader import TrainBatch
 from sumizome.distributed.runtime import Ranks
+from sumizome.models.conditioning import UNetConditioning
 from sumizome.models.sdxl import SDXLModel
-from sumizome.train.step import Objective, training_loss
+from sumizome.shapes import PerSample, Timesteps
+from sumizome.train.step import Objective, condition, denoising_loss
 
-__all__ = ["validation_loss"]
+__all__ = ["SampleLoss", "loss_of", "validation_loss"]
+
+SampleLoss = Callable[[TrainBatch, Timesteps, UNetConditioning], PerSample]
+"""The loss of each sample of a batch at its timesteps, under its encoded captions."""
+
+
+def loss_of(model: SDXLModel, objective: Objective) -> SampleLoss:
+    """The unweighted mean squared error of what the run learns."""
+    return lambda batch, timesteps, conditioning: (
+        denoising_loss(model, objective, batch, timesteps, conditioning).unweighted
+    )
 
 
 @torch.no_grad()
 def validation_loss(
     model: SDXLModel,
-    objective: Objective,
+    sample_loss: SampleLoss,
     batches: Sequence[TrainBatch],
     timesteps: Sequence[int],
     max_chunks: int,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """The unweighted mean squared error at each timestep, over all samples of the batches; keys as JSON needs them.
+    """The mean of `sample_loss` at each timestep, over all samples of the batches; keys as JSON needs them.
 
-    The noise is that of the batch's seeds, the same at every timestep and every call. Every rank has all batches and
-    takes its share; all make equally many forward passes, which sharded networks need. Collective.
+    Captions are encoded once a batch. The noise is that of the batch's seeds, the same at every timestep and every
+    call. Every rank has all batches and takes its share; all make equally many forward passes, which sharded networks
+    need. Collective.
     """
     ranks = ranks or Ranks()
     sums = dict.fromkeys(timesteps, 0.0)
     for batch, counts in _share(batches, ranks):
+        conditioning, _ = condition(model, batch, max_chunks)
         for t in timesteps:
-            loss = training_loss(model, objective, batch, torch.full((len(batch.seeds),), t), max_chunks)
-            sums[t] += float(loss.unweighted.double().sum()) if counts else 0.0
+            losses = sample_loss(batch, torch.full((len(batch.seeds),), t), conditioning)
+            sums[t] += float(losses.double().sum()) if counts else 0.0
     samples = sum(len(batch.seeds) for batch in batches)
     return {str(t): total / samples for t, total in zip(sums, ranks.sums(list(sums.values())), strict=True)}
 

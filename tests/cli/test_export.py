@@ -17,9 +17,9 @@ from sumizome.data.latents import open_latents
 from sumizome.export import write_single_file
 from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 from sumizome.models.vae import decode_latents, encode_pixels, latent_statistics, normalise
+from sumizome.train.build import build_trainer
 from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model
-from sumizome.train.trainer import build_trainer
 
 MEAN, STD = (4.8119, 0.1607, 1.3538, -1.7753), (9.9181, 6.2753, 7.5978, 5.9956)
 

@@ -1,5 +1,6 @@
 """Damage of each file of a latent cache, in a folder and on S3: named before a sample is used, at every opening."""
 
+import errno
 import os
 import re
 import shutil
@@ -176,6 +177,15 @@ def test_a_damaged_cached_copy_is_thrown_away_and_fetched_again(
     assert {path: path.read_bytes() for path in copies} == whole
 
 
+def test_what_went_wrong_is_told_once(remote: str, tmp_path: Path) -> None:
+    here = CacheConfig(tmp_path / "here", ROOMY)
+    use(remote, "full", here)
+    _flip(next((here.folder / "shards").glob("*.safetensors")))
+    source = use(remote, "full", here).shards
+    assert [str(here.folder) in fault for fault in source.take_faults()] == [True]
+    assert source.take_faults() == []
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_copy_of_an_index_is_fetched_again(remote: str, tmp_path: Path, damage: str) -> None:
     here = CacheConfig(tmp_path / "here", ROOMY)
@@ -248,6 +258,38 @@ def test_each_shard_is_fetched_once_however_many_ask(
         assert all(pool.map(lambda cache: cache.fetch(open_store(remote), shard), caches))
     assert proxy.requests == {"GET": 1}
     assert caches[0].path(shard).stat().st_size == size
+
+
+def test_a_full_disk_ends_the_fetching_and_not_the_reading(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a full disk does it: no room can be reserved, though the limit allows for it."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    here = CacheConfig(tmp_path / "here", ROOMY)
+    source = use(remote, "full", here).shards
+    assert source.take_faults() == []
+    assert list((here.folder / "shards").iterdir()) == [], "no half shard is left"
+
+
+def test_a_disk_that_fills_while_a_shard_comes_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    store, cache = open_store(tmp_path / "store"), ShardCache(CacheConfig(tmp_path / "here", ROOMY))
+    shard = _shard(tmp_path / "store", 1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert not cache.fetch(store, shard)
+    assert list((tmp_path / "here" / "shards").iterdir()) == []
+    assert cache.fetch(store, shard) and cache.verify(shard), "with room again it comes"
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:

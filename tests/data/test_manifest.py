@@ -1,6 +1,7 @@
 """The manifest: what is written is read back, the digest follows the content alone, and damage is named before use."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sumizome.data.manifest import SCHEMA, Manifest, load_manifest, write_atomically, write_manifest
+from sumizome.data.manifest_columns import open_manifest_columns
 from sumizome.errors import DataError, ManifestError
 
 
@@ -198,6 +200,26 @@ def test_every_truncation_and_every_flipped_bit_is_seen(tmp_path: Path) -> None:
     path.write_bytes(b"garbage" * 100)
     with pytest.raises(ManifestError, match="damaged"):
         load_manifest(path)
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "truncate": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "zero": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "empty": lambda path: path.write_bytes(b""),
+    "delete": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("read", [load_manifest, lambda path: open_manifest_columns(path, ["height"])])
+def test_a_harmed_manifest_is_named_at_every_opening(tmp_path: Path, read: Callable[[Path], object], harm: str) -> None:
+    path = tmp_path / "m.parquet"
+    write_manifest(manifest(), path)
+    read(path)
+    HARMS[harm](path)
+    for _ in range(2):
+        with pytest.raises(ManifestError, match=r"m\.parquet"):
+            read(path)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

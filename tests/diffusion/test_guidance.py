@@ -121,3 +121,20 @@ def test_impossible_settings_are_named(settings: dict[str, float]) -> None:
     (name, value), *_ = settings.items()
     with pytest.raises(ConfigError, match=f"{name}.*{value}"):
         GuidanceConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_scale_follows_sigma(schedule: NoiseSchedule) -> None:
+    """Piecewise constant; a part at scale 1 costs single rows."""
+    config = GuidanceConfig(7.0, scale_by_sigma=(20.0, 5.0, 1.0, 1.0))
+    assert [config.scale_at(sigma) for sigma in (TERMINAL_SIGMA, 20.0, 19.9, 1.0, 0.99)] == [7, 7, 5, 5, 1]
+    guided, network = _guided(schedule, config)
+    x = _noise(13)
+    for sigma, scale in ((30.0, 7.0), (5.0, 5.0), (0.5, 1.0)):
+        assert torch.equal(guided(x, sigma), _guided(schedule, GuidanceConfig(scale))[0](x, sigma))
+    assert network.rows == [6, 6, 3]
+
+
+@pytest.mark.parametrize("pairs", [(20.0,), (20.0, 5.0, 20.0, 3.0), (-1.0, 5.0), (5.0, -1.0)])
+def test_impossible_scales_by_sigma_are_named(pairs: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="scale_by_sigma must be pairs"):
+        GuidanceConfig(scale_by_sigma=pairs)

@@ -6,10 +6,11 @@ from typing import get_args
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from sumizome.diffusion.denoiser import Denoiser
+from sumizome.diffusion.guidance import GuidanceConfig, build_guided_denoiser
 from sumizome.diffusion.prediction import training_target
 from sumizome.diffusion.samplers import HEUN_SIGMA_MAX, SAMPLERS, SamplerName, SamplerState
 from sumizome.diffusion.schedule import TERMINAL_SIGMA, NoiseSchedule
@@ -17,8 +18,19 @@ from sumizome.diffusion.sigmas import Grid, build_sigmas
 from sumizome.errors import ConfigError
 
 NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
-DETERMINISTIC: tuple[SamplerName, ...] = ("euler", "heun", "dpmpp_2m")
-STOCHASTIC: tuple[SamplerName, ...] = ("euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde")
+STOCHASTIC: tuple[SamplerName, ...] = (
+    "euler_ancestral",
+    "dpm2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+)
+DETERMINISTIC = tuple(name for name in NAMES if name not in STOCHASTIC)
+TWO_FIRST: tuple[SamplerName, ...] = ("dpmpp_sde", "dpmpp_2s_ancestral")
+"""Samplers that evaluate twice in the step from pure noise."""
+K_DIFFUSION_NAMES = {"dpm2": "dpm_2", "dpm2_ancestral": "dpm_2_ancestral"}
+IN_K_DIFFUSION = tuple(name for name in NAMES if name not in ("ddim", "unipc", "euler_cfg_pp"))
 
 Denoise = Callable[[Tensor, float], Tensor]
 Gaussian = Callable[[float, float], Denoise]
@@ -66,13 +78,13 @@ def _reference_noise(name: SamplerName) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("steps", [2, 12])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", IN_K_DIFFUSION)
 def test_each_step_equals_k_diffusions(schedule: NoiseSchedule, k_diffusion, name: SamplerName, steps: int) -> None:  # type: ignore[no-untyped-def]
     sigmas = build_sigmas("native", steps, schedule, 14.6)
     x = _seeded(10_000) * 14.6
     theirs: list[tuple[Tensor, Tensor]] = []
     options = {"noise_sampler": _reference_noise(name)} if name in STOCHASTIC else {}
-    final = getattr(k_diffusion.sampling, f"sample_{name}")(
+    final = getattr(k_diffusion.sampling, f"sample_{K_DIFFUSION_NAMES.get(name, name)}")(
         lambda x, sigma: _curved(x, float(sigma[0])),
         x,
         sigmas,
@@ -126,6 +138,57 @@ def test_euler_is_ddim_of_diffusers(schedule: NoiseSchedule) -> None:
     denoise = Denoiser(schedule, "v_prediction", predict, torch.float64)
     ours = _last(SAMPLERS["euler"](denoise, sample * TERMINAL_SIGMA, sigmas, _no_noise))
     torch.testing.assert_close(ours, expected, rtol=0, atol=2e-3)
+
+
+def test_unipc_is_diffusers(schedule: NoiseSchedule) -> None:
+    """On the VP scale, with a network that answers the picture itself; both end in the last evaluation."""
+    sigmas = build_sigmas("native", 10, schedule, 14.6)
+    reference = UniPCMultistepScheduler(
+        solver_order=2, solver_type="bh2", prediction_type="sample", final_sigmas_type="zero", lower_order_final=True
+    )
+    reference.set_timesteps(10)
+    reference.sigmas = sigmas
+    start = _seeded(0) * 14.6
+    sample = start / math.sqrt(1 + 14.6**2)
+    for timestep, sigma in zip(reference.timesteps, sigmas[:-1].tolist(), strict=True):
+        picture = _curved(sample * math.sqrt(1 + sigma**2), sigma)
+        sample = reference.step(picture, timestep, sample).prev_sample
+    ours = _last(SAMPLERS["unipc"](_curved, start, sigmas, _no_noise))
+    torch.testing.assert_close(ours, sample, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_networks_stay_finite_from_20000(
+    schedule: NoiseSchedule, name: SamplerName, dtype: torch.dtype
+) -> None:
+    """The network sees unit-sized input in its own dtype; the state of float32 reaches what float32 would within it."""
+
+    def predict(noised_latents: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.tanh(noised_latents * 1.5 + timesteps.view(-1, 1, 1, 1).to(noised_latents.dtype) / 700)
+
+    sigmas = build_sigmas("native", 8, schedule)
+    start = _seeded(6).float() * TERMINAL_SIGMA
+    finals = []
+    for network_dtype in (dtype, torch.float32):
+        denoise = Denoiser(schedule, "v_prediction", predict, network_dtype)
+        states = list(SAMPLERS[name](denoise, start, sigmas, lambda key: _seeded(key).float()))
+        assert all(state.x.isfinite().all() and state.x.dtype == torch.float32 for state in states)
+        finals.append(states[-1].x)
+    torch.testing.assert_close(finals[0], finals[1], rtol=0, atol=1.0 if dtype == torch.bfloat16 else 0.1)
+
+
+def test_cfg_pp_renoises_with_the_unguided_picture(schedule: NoiseSchedule) -> None:
+    """From x, guided picture g and unguided picture u: g + s'/s·(x − u), at every scale."""
+    cond, uncond = _seeded(1), _seeded(2)
+    for scale in (1.0, 1.5):
+        guided = build_guided_denoiser(
+            GuidanceConfig(scale), lambda x, sigma: cond, lambda x, sigma: torch.cat([cond, uncond])
+        )
+        x, sigmas = _seeded(0) * 14.6, torch.tensor([14.6, 5.0, 0.0], dtype=torch.float64)
+        first = next(SAMPLERS["euler_cfg_pp"](guided, x, sigmas, _no_noise))
+        picture = uncond + scale * (cond - uncond)
+        torch.testing.assert_close(first.x, picture + 5.0 / 14.6 * (x - uncond))
 
 
 def _variance(name: SamplerName, denoise: Denoise, sigmas: Tensor, initial_variance: float) -> float:
@@ -284,7 +347,7 @@ def test_samplers_are_lazy_and_leave_their_input_alone(schedule: NoiseSchedule, 
     states = SAMPLERS[name](denoise, x, build_sigmas("native", 5, schedule), _seeded)
     assert calls == 0
     first = next(states)
-    assert calls == (2 if name == "dpmpp_sde" else 1)
+    assert calls == (2 if name in TWO_FIRST else 1)
     kept = first.x.clone()
     next(states)
     assert torch.equal(first.x, kept), "a state that was handed out must not change"

@@ -3,11 +3,13 @@
 import math
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import beta
 
 from sumizome.diffusion.schedule import (
     COMFYUI_TERMINAL_ALPHA_CUMPROD,
@@ -122,7 +124,11 @@ def test_every_grid_falls_strictly_from_its_start_to_zero(
         with pytest.raises(ConfigError, match="zero_terminal_snr"):
             build_sigmas(grid, steps, table, sigma_max)
         return
-    sigmas = build_sigmas(grid, steps, table, sigma_max)
+    try:
+        sigmas = build_sigmas(grid, steps, table, sigma_max)
+    except ConfigError as error:  # grids of whole timesteps, where a low start leaves too few of them
+        assert grid in ("trailing", "simple", "beta") and sigma_max != "pure" and "take fewer" in str(error)
+        return
     assert sigmas.dtype == torch.float64
     assert len(sigmas) == steps + 1
     assert float(sigmas[0]) == starting_sigma(sigma_max, table)
@@ -167,3 +173,38 @@ def test_impossible_step_counts_are_refused(schedule: NoiseSchedule) -> None:
         build_sigmas("native", 0, schedule)
     with pytest.raises(ConfigError, match="1001"):
         build_sigmas("trailing", 1001, schedule)
+
+
+# The first sigmas that ComfyUI's own schedulers give for 28 steps, to the digits that were noted.
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        ("native", [4518.76, 56.178, 25.900, 15.960, 11.094, 8.247]),
+        ("sgm_uniform", [4518.76, 58.436, 27.013, 16.689]),
+        ("simple", [4518.76, 59.653, 27.170, 16.696]),
+        ("beta", [4518.76, 317.7, 93.2, 46.5, 27.2]),
+        ("kl_optimal", [4518.76, 17.43, 8.70, 5.77]),
+    ],
+)
+def test_grids_are_comfyuis(schedule: NoiseSchedule, grid: Grid, expected: list[float]) -> None:
+    assert build_sigmas(grid, 28, schedule, "ui")[: len(expected)].tolist() == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 28, 50, 100])
+def test_beta_grid_stands_at_scipys_quantiles(plain_schedule: NoiseSchedule, steps: int) -> None:
+    quantiles = beta.ppf(1 - np.arange(steps) / steps, 0.6, 0.6)
+    sigmas = build_sigmas("beta", steps, plain_schedule)
+    assert plain_schedule.timestep_of(sigmas[:-1]).tolist() == np.rint(quantiles * 999).tolist()
+
+
+def test_polyexponential_equals_k_diffusions(schedule: NoiseSchedule, k_diffusion) -> None:  # type: ignore[no-untyped-def]
+    expected = k_diffusion.sampling.get_sigmas_polyexponential(20, float(schedule.sigmas[0]), 14.6)
+    torch.testing.assert_close(build_sigmas("polyexponential", 20, schedule, 14.6).float(), expected, rtol=1e-5, atol=0)
+
+
+def test_ui_is_the_infinity_of_other_programs_and_the_canvas_counts_from_its_base(
+    schedule: NoiseSchedule, plain_schedule: NoiseSchedule
+) -> None:
+    assert starting_sigma("ui", schedule) == pytest.approx(4518.7637, abs=1e-3)
+    assert starting_sigma("ui", plain_schedule) == float(plain_schedule.sigmas[-1])
+    assert starting_sigma("canvas", schedule, (1024, 2048), 10.0) == pytest.approx(10 * math.sqrt(8))

@@ -2,6 +2,8 @@
 
 import csv
 import re
+import tarfile
+from io import BytesIO
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -16,7 +18,7 @@ from sumizome.data.buckets import BucketConfig
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.ingest import ingest, ingest_to
 from sumizome.data.manifest import SCHEMA, Manifest, load_manifest, write_manifest
-from sumizome.data.source_config import DuplicateConfig
+from sumizome.data.source_config import DuplicateConfig, SourceConfig
 from sumizome.data.tags import TagWeightConfig
 from sumizome.errors import ConfigError, DataError
 from sumizome.models.text_encoding import chunk_prompt, count_chunks
@@ -147,6 +149,36 @@ def test_the_page_on_real_pictures_is_inert_and_shows_them(folder: Path) -> None
     assert_inert(root)
     assert len(list(root.iter(f"{HTML}img"))) >= 3
     assert {"<b>", ">_<"} <= {element.text for element in root.iter() if element.get("class") == "tag"}
+
+
+def test_members_of_tars_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    png = BytesIO()
+    Image.new("RGB", (40, 64), "red").save(png, "PNG")
+    for name in ("a.tar", "b.tar"):  # the second holds copies of the first's: the table of duplicates is shown, too
+        with tarfile.open(tmp_path / "in" / name, "w") as tar:
+            member = tarfile.TarInfo("1.png")
+            member.size = len(png.getvalue())
+            tar.addfile(member, BytesIO(png.getvalue()))
+    source = SourceConfig(tmp_path / "in", "webdataset")
+    ingest_to(tmp_path / "m.parquet", [source], duplicates=DuplicateConfig(), workers=0)
+    manifest = load_manifest(tmp_path / "m.parquet")
+    facts = build_data_report(tmp_path / "m.parquet", manifest, ReportConfig(BucketConfig(64, 16), workers=1))
+    root = str(manifest.sources[0])
+    shown = {place: picture.size for place, picture in facts["thumbnails"].items() if picture.uri}
+    assert shown == {(root, "a.tar/1.png"): (64, 40), (root, "b.tar/1.png"): (64, 40)}
+
+
+def test_a_tar_outside_the_folders_is_not_opened(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "secret.png")
+    size = (tmp_path / "secret.png").stat().st_size
+    (root / "link.tar").symlink_to(tmp_path / "secret.png")
+    tars = {"link.tar/x.png": "link.tar", "../secret.png/x.png": "../secret.png"}
+    members = {(str(root), path): (tar, 0, size) for path, tar in tars.items()}
+    found = look_at(members, [root], (255, 255, 255), 0, members)
+    assert [picture.uri for picture in found.values()] == [None, None]
 
 
 def test_a_table_opens_no_file_outside_the_folders(tmp_path: Path) -> None:

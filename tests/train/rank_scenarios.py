@@ -5,6 +5,8 @@ Called with the run's TOML file; every scenario trains in a run directory of its
 
 import json
 import math
+import multiprocessing
+import os
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -105,8 +107,18 @@ def not_finite_on_one_rank(config: TrainConfig, ranks: Ranks) -> dict[str, objec
     }
 
 
-if __name__ == "__main__":
-    settings = read_toml(Path(sys.argv[1]), TrainConfig)
+def rank(number: int, settings: TrainConfig) -> None:
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
     with join_ranks("cpu", timeout=300) as joined:
         result = scenarios(settings, joined)
         settings.run_dir.with_name(f"found-{joined.rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    # One process imports, which costs more than all the training, and the second rank is a fork of it.
+    read = read_toml(Path(sys.argv[1]), TrainConfig)
+    other = multiprocessing.get_context("fork").Process(target=rank, args=(1, read))
+    other.start()
+    rank(0, read)
+    other.join()
+    sys.exit(other.exitcode)

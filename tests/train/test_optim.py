@@ -25,6 +25,42 @@ def test_cosine_and_linear_fall_to_the_final_factor() -> None:
     assert lr_factor(linear, 85, 110) == pytest.approx(0.25)
 
 
+def test_rex_is_its_closed_form_and_warms_up_too() -> None:
+    config = OptimConfig(warmup_steps=10, lr_schedule="rex", final_lr_factor=0.0)
+    assert lr_factor(config, 4, 110) == 0.5
+    assert lr_factor(config, 10, 110) == 1
+    assert lr_factor(config, 60, 110) == pytest.approx(0.5 / 0.75)  # above linear's half
+    assert lr_factor(config, 110, 110) == 0
+
+
+def test_parts_have_rates_of_their_own_and_the_longest_pattern_counts() -> None:
+    names = ("unet.up_blocks.0.weight", "unet.up_blocks.1.weight", "unet.mid_block.attn2.weight", "unet.conv_in.weight")
+    names += ("text_encoder.a.weight", "text_encoder_2.a.weight")
+    parameters = {name: nn.Parameter(torch.ones(2, 2)) for name in names}
+    lr_of = {"unet.up_blocks": 0.5, "unet.up_blocks.1": 0.25, "unet.*.attn2": 0.0, "text_encoder_2": 0.1}
+    optimizer = build_optimizer(OptimConfig(lr=1e-3, text_encoder_lr=1e-4, lr_of=lr_of, weight_decay=0.1), parameters)
+    assert apply_lr(optimizer, 0.5) == 5e-4  # what is told is the plain U-Net's
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = [rate[id(parameters[name])] for name in names]
+    assert found == pytest.approx([2.5e-4, 1.25e-4, 0.0, 5e-4, 5e-5, 5e-6])
+    for parameter in parameters.values():
+        parameter.grad = torch.ones(2, 2)
+    optimizer.step()
+    # Adam's first step is lr times the gradient's sign; decay shrinks the weight by lr·decay first.
+    expected = torch.tensor([1 - lr * 0.1 - lr for lr in found])
+    torch.testing.assert_close(torch.stack([p.detach()[0, 0] for p in parameters.values()]), expected)
+
+
+def test_a_part_that_is_not_trained_is_refused_with_the_nearest() -> None:
+    parameters = {name: nn.Parameter(torch.ones(2)) for name in ("unet.up_blocks.0.w", "unet.mid_block.w")}
+    with pytest.raises(ConfigError, match=r'did you mean "unet\.up_blocks"'):
+        build_optimizer(OptimConfig(lr_of={"unet.up_block": 0.5}), parameters)
+    with pytest.raises(ConfigError, match=r"set optim\.text_encoder_lr above 0"):
+        build_optimizer(OptimConfig(lr_of={"text_encoder_2": 0.5}), parameters)
+    with pytest.raises(ConfigError, match="is -1"):
+        OptimConfig(lr_of={"unet": -1.0})
+
+
 def test_text_encoders_have_their_own_rate_and_gains_are_not_decayed() -> None:
     parameters = {
         "unet.weight": nn.Parameter(torch.ones(2, 2)),
@@ -54,7 +90,7 @@ def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
 
 
 def test_no_factor_is_ever_negative_or_not_finite() -> None:
-    for schedule in ("constant", "cosine", "linear"):
+    for schedule in ("constant", "cosine", "linear", "rex"):
         config = OptimConfig(warmup_steps=0, lr_schedule=schedule)
         assert all(
             0 <= lr_factor(config, step, 10) <= 1 and math.isfinite(lr_factor(config, step, 10)) for step in range(15)

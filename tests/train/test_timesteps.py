@@ -1,8 +1,10 @@
 """How timesteps and noise are drawn: uniform over many steps, a function of seed and position alone."""
 
+import pytest
 import torch
 
-from sumizome.train.step import draw_noise, draw_timesteps
+from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
+from sumizome.train.step import draw_noise, draw_timesteps, shifted_timesteps
 
 
 def drawn(sampling: str, step: int, rows: int = 16, seed: int = 3) -> torch.Tensor:
@@ -49,3 +51,24 @@ def test_noise_is_the_samples_own_whatever_it_is_batched_with() -> None:
     many = draw_noise(torch.arange(64), (4, 16, 16))
     assert abs(float(many.mean())) < 0.02  # 65 536 draws: standard deviation 0.004
     assert abs(float(many.std()) - 1) < 0.02
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [True, False])
+@pytest.mark.parametrize("factor", [0.5, 2.0, 4.0])
+def test_shifted_timesteps_are_uniform_ones_of_a_schedule_with_snr_divided(
+    factor: float, zero_terminal_snr: bool
+) -> None:
+    schedule = build_noise_schedule(ScheduleConfig(zero_terminal_snr=zero_terminal_snr))
+    drawn_uniformly = torch.cat([drawn("stratified", step, rows=100) for step in range(100)])
+    shifted = shifted_timesteps(schedule, factor)[drawn_uniformly]
+    assert int(shifted[drawn_uniformly == 999].min()) == 999
+    for limit in (0.01, 0.1, 1.0, 10.0):
+        # Simple diffusion's shift, by its definition: SNR′ = SNR / factor². Rounding moves a draw by half a step.
+        expected = float((schedule.snr / factor**2 > limit).double().mean())
+        found = float((schedule.snr[shifted] > limit).double().mean())
+        assert abs(found - expected) < 0.003
+
+
+def test_no_shift_is_no_shift() -> None:
+    schedule = build_noise_schedule(ScheduleConfig())
+    assert torch.equal(shifted_timesteps(schedule, 1.0), torch.arange(1000))

@@ -9,9 +9,9 @@ import pytest
 from sumizome.data.store import open_store
 from sumizome.errors import ConfigError
 from sumizome.settings import as_mapping, parse
+from sumizome.train.build import build_trainer
 from sumizome.train.config import CheckpointConfig, TrainConfig, ValidationConfig
 from sumizome.train.run_dir import hold_run_dir
-from sumizome.train.build import build_trainer
 
 
 def _losses(config: TrainConfig) -> list[float]:

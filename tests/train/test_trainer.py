@@ -18,6 +18,7 @@ from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
 from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.train.brightness import BrightnessConfig
 from sumizome.train.build import build_trainer
 from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
 from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
@@ -99,6 +100,8 @@ def test_watching_a_run_does_not_change_it(config: TrainConfig) -> None:
         tensorboard=True,
         validation=replace(config.validation, every=1),
         preview=PreviewConfig(every=2, prompts=("a", "b"), canvas=(32, 32), sampling_steps=2),
+        brightness=BrightnessConfig(every=4, canvas=(32, 32), sampling_steps=2, seeds=2),
+        peak_tflops=0.01,
         checkpoint=CheckpointConfig(every=1, keep=2),
     )
     train(watched)
@@ -108,8 +111,20 @@ def test_watching_a_run_does_not_change_it(config: TrainConfig) -> None:
         "step-00000002.png",
         "step-00000004.png",
     ]
-    losses = [r["validation_loss"] for r in read_metrics(watched.run_dir / "metrics.jsonl") if "validation_loss" in r]
-    assert [set(loss) for loss in losses] == [{"100", "999"}] * 4
+    records = read_metrics(watched.run_dir / "metrics.jsonl")
+    losses = [r["validation_loss"] for r in records if "validation_loss" in r]
+    assert [set(loss) for loss in losses] == [{"100", "999"}] * 5  # and before the first step
+    tests = [r for r in records if "brightness" in r]
+    assert [r["step"] for r in tests] == [4]
+    assert all(0 <= mean <= 1 for mean in tests[0]["brightness"].values())
+    trained = [r for r in records if "loss" in r]
+    for r in trained:
+        squares = sum(norm**2 for norm in r["grad_norm_of"].values())
+        assert squares == pytest.approx(r["grad_norm"] ** 2, rel=1e-4)
+        assert r["mfu"] == pytest.approx(r["tflop_per_second"] / 0.01)
+        assert r["memory_gb"]["resident"] > 0.1
+    # Every picture of the set bears general tags alone: the category's loss is the loss.
+    assert [r["loss_by_category"] for r in trained] == [{"general": pytest.approx(r["loss"])} for r in trained]
 
 
 def test_it_learns_and_says_so(config: TrainConfig) -> None:
@@ -300,13 +315,51 @@ def test_captions_that_do_not_fit_are_counted_and_no_validation_is_no_error(
     assert record["captions_cut"] == 4 * 4  # three tags and eighty words between them, one chunk of 75 tokens
 
 
+BEFORE_AND_AFTER = {"base_loss", "validation_loss"}
+
+
+@torch.no_grad()
+def epsilon_error(model: SDXLModel, config: TrainConfig, t: int) -> float:
+    """The mean of (ε̂ − ε)² / ᾱ over the held-out pictures, the network asked in its own schedule."""
+    from sumizome.diffusion.schedule import build_noise_schedule
+    from sumizome.models.conditioning import apply_unet
+    from sumizome.train.step import condition, draw_noise
+
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+    alpha = float(build_noise_schedule(config.schedule).alphas_cumprod[t])
+    own = build_noise_schedule(model.schedule_config).alphas_cumprod
+    nearest = int(((own / (1 - own)).log() - math.log(alpha / (1 - alpha))).abs().argmin())
+    errors = []
+    for batch in trainer.loader.validation_batches(2):
+        noise = draw_noise(batch.seeds, batch.latents.shape[1:])
+        noised = alpha**0.5 * batch.latents + (1 - alpha) ** 0.5 * noise
+        asked = torch.full((len(noise),), nearest)
+        answer = apply_unet(model.unet, noised, asked, condition(model, batch, config.max_chunks)[0])
+        errors += ((answer - noise).square().flatten(1).mean(1) / alpha).tolist()
+    return sum(errors) / len(errors)
+
+
 def test_an_epsilon_base_goes_on_as_a_v_model(config: TrainConfig, tiny: SDXLModel, tmp_path: Path) -> None:
     from sumizome.export import write_diffusers_folder
 
     epsilon = replace(tiny, prediction_type="epsilon", schedule_config=ScheduleConfig(zero_terminal_snr=False))
     base = write_diffusers_folder(epsilon, tmp_path / "epsilon")
     assert load_model(base).prediction_type == "epsilon"
-    train(replace(config, model=base))
+    steady = replace(config, model=base, validation=ValidationConfig(every=4, count=4, timesteps=(100, 500, 999)))
+    train(steady)
+    before, start, end = [r for r in read_metrics(config.run_dir / "metrics.jsonl") if r.keys() & BEFORE_AND_AFTER]
+    assert (before["step"], start["step"], end["step"]) == (0, 0, 4)
+    assert before["base_loss"]["999"] is None  # sigma 14.6 is as far as the base's own schedule goes
+    # Independently: the v error of an epsilon answer is its epsilon error over √ᾱ, since x₀ follows from either.
+    expected = epsilon_error(epsilon, steady, 500)
+    assert before["base_loss"]["500"] == pytest.approx(expected, rel=1e-4)
+    assert start["validation_loss"]["500"] != pytest.approx(expected, rel=1e-2)
+    table = (config.run_dir / "loss_by_timestep.txt").read_text().splitlines()
+    assert [line.split()[:2] for line in table if line.strip().startswith(("100", "500", "999"))] == [
+        [t, f"{before['base_loss'][t]:.4f}" if t != "999" else "–"] for t in ("100", "500", "999")
+    ]
+    assert "The base predicts epsilon" in (config.run_dir / "README.txt").read_text()
     model, _ = load_trained_model(config.run_dir)
     assert (model.prediction_type, model.schedule_config.zero_terminal_snr) == ("v_prediction", True)
 
@@ -385,3 +438,17 @@ def test_settings_of_one_device_or_of_frozen_encoders_are_refused_elsewhere(conf
         replace(config, offload_text_encoders=True, optim=replace(config.optim, text_encoder_lr=1e-4))
     with pytest.raises(ConfigError, match="stochastically"):
         train(replace(config, precision="pure_bf16", optim=replace(config.optim, name="adafactor")))
+
+
+def test_a_fused_update_that_meets_infinity_is_not_saved(config: TrainConfig) -> None:
+    config = replace(config, micro_batches_per_step=1, optim=replace(config.optim, fused_backward=True))
+    train(config, until=2)
+    before = state(config)
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        last = next(iter(trainer.parameters.values()))  # the backward pass comes to the first layer last
+        last.register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(NonFiniteError, match=r"gradient is not finite.*last checkpoint is what there is"):
+            list(trainer.steps())
+    assert_equal_states(state(config), before)
+    assert [report.steps_done for report in train(config)] == [3, 4]

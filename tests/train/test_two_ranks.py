@@ -1,13 +1,16 @@
 """Two ranks train what one process trains: DDP, FSDP2 and hybrid, resumes across world sizes, and one NaN."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train.processes import start_ranks
 
 from sumizome.data.captions import CaptionConfig
 from sumizome.settings import to_toml
@@ -76,9 +79,19 @@ def runs(config: TrainConfig) -> Runs:
     train(config)
     train(replace(config, run_dir=work / "alone"), until=2)
     (work / "run.toml").write_text(to_toml(config))
-    job = start_ranks(2, [str(SCENARIOS), str(work / "run.toml")], work / "logs")
-    codes = job.wait(timeout=600)
-    assert codes == [0, 0], job.said(0) + job.said(1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, str(SCENARIOS), str(work / "run.toml")],
+        env={**os.environ, **ranks, **quiet, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return Runs(work, [json.loads((work / f"found-{rank}.json").read_text()) for rank in (0, 1)])
 
 

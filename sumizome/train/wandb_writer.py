@@ -1,0 +1,59 @@
+"""A run's numbers and pictures in Weights & Biases, for those who install `sumizome[wandb]`.
+
+One run directory is one wandb run: its id is kept there, so that a resume goes on with it. WANDB_MODE=offline keeps
+everything below run_dir/wandb (`wandb sync` sends it later); keys and accounts are wandb's own business.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sumizome.errors import ConfigError
+
+__all__ = ["WandbWriter"]
+
+
+class WandbWriter:
+    """Writes to one wandb run; `close` it."""
+
+    def __init__(self, run_dir: Path, project: str, settings: Mapping[str, Any]) -> None:
+        """Raises: ConfigError if wandb is not installed, or does not begin the run."""
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                f"wandb = '{project}' needs wandb ({error}); run `pip install 'sumizome[wandb]'`"
+            ) from error
+        path = run_dir / "wandb-run-id.txt"
+        if not path.exists():
+            path.write_text(wandb.util.generate_id() + "\n", encoding="utf-8")
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=run_dir.name,
+                id=path.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                dir=str(run_dir),
+                config=dict(settings),
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                f"wandb does not begin the run ({str(error).splitlines()[0]}); log in with `wandb login`, set "
+                "WANDB_MODE=offline, or leave wandb out"
+            ) from error
+        self._image = wandb.Image
+        # Our own step: wandb's may only grow, and a resume goes back to its checkpoint.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Records the values of a step."""
+        self._run.log({"step": step, **scalars})
+
+    def write_image(self, step: int, name: str, image: Any) -> None:
+        """Records a picture [H, W, 3] uint8."""
+        self._run.log({"step": step, name: self._image(image)})
+
+    def close(self) -> None:
+        """Ends the run's session."""
+        self._run.finish()

@@ -1,0 +1,140 @@
+"""The whole command on the tiny model: JSON and page agree, parts share no picture, losses are comparable."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hostile_text import parse
+from PIL import Image
+
+from sumizome.cli.main import main
+from sumizome.data.buckets import BucketConfig
+from sumizome.data.ingest import ingest
+from sumizome.data.latents import open_latents
+from sumizome.data.loader import split_validation
+from sumizome.diffusion.schedule import ScheduleConfig
+from sumizome.errors import ConfigError, ModelError
+from sumizome.evaluate.candidates import Candidate
+from sumizome.evaluate.config import EvaluateConfig, check_config
+from sumizome.evaluate.evaluation import _validation
+from sumizome.evaluate.plots import Series, line_chart
+from sumizome.evaluate.reference import fits, load_reference
+from sumizome.evaluate.scores import bootstrap
+from sumizome.models.sdxl import SDXLModel
+from sumizome.models.vision_features import load_vision_features
+from sumizome.prepare import PrepareConfig, prepare_latents
+
+
+@pytest.fixture(scope="module")
+def latents(tiny: SDXLModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 pictures, red or blue and tagged so."""
+    folder = tmp_path_factory.mktemp("coloured")
+    random = np.random.default_rng(0)
+    for index in range(96):
+        colour = np.array([(220, 30, 30), (30, 30, 220)][index % 2]) + random.integers(-20, 20, 3)
+        Image.new("RGB", (32, 32), tuple(colour.tolist())).save(folder / f"{index:03d}.png")
+        (folder / f"{index:03d}.txt").write_text(f"picture, {['red', 'blue'][index % 2]}")
+    out = tmp_path_factory.mktemp("prepared") / "latents"
+    for _ in prepare_latents(ingest([folder], workers=0).manifest, tiny.vae, out, PrepareConfig(BucketConfig(32, 16))):
+        pass
+    return out
+
+
+def test_the_command_compares_models_in_one_json_and_one_page(
+    tiny_folder: Path, latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    config = {"steps": 2, "seeds": 2, "pictures": 20, "guidance-pictures": 2, "held-out": 40}
+    flags = [word for name, value in config.items() for word in (f"--config.{name}", str(value))]
+    models = ["--model", str(tiny_folder), str(tiny_folder)]
+    colours = ["--config.colours", "black", "white", "--config.guidance-scales", "1", "5"]
+    short = ["--config.timesteps", "100", "999"]
+    assert main(["evaluate", *models, "--latents", str(latents), "--out", str(out), *flags, *colours, *short]) == 0
+    facts = json.loads(out.with_suffix(".json").read_text())
+    first, second = facts["models"]
+    assert (first["name"], second["name"]) == ("tiny (1)", "tiny (2)")
+    for part in ("colours", "tags", "distance", "guidance", "validation"):
+        assert first[part] == second[part]  # the same model: the same prompts, seeds and noise
+    assert facts["data"]["pictures"]["test"] == 12 and facts["data"]["features"].endswith("this data's tags")
+    assert [row["colour"] for row in first["colours"]] == ["black", "white"]
+    assert first["colours"][1]["wanted_brightness"] == pytest.approx(1)
+    assert first["distance"]["frechet"]["value"] > first["distance"]["real_frechet"]
+    page = out.read_text()
+    parse(page)
+    assert f"{first['colours'][0]['error']['value']:.3f}" in page and "not FID and KID of Inception" in page
+    assert "colour error black" in capsys.readouterr().out
+
+
+def test_colours_need_no_data(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "colours.html"
+    flags = ["--config.steps", "2", "--config.seeds", "2", "--config.colours", "grey"]
+    assert main(["evaluate", "--model", str(tiny_folder), "--out", str(out), *flags]) == 0
+    facts = json.loads(out.with_suffix(".json").read_text())
+    assert facts["data"] is None and facts["models"][0]["distance"] is None
+
+
+def test_the_parts_of_the_data_share_no_picture_and_hold_out_what_training_does(tiny: SDXLModel, latents: Path) -> None:
+    cache = open_latents(latents)
+    reference = load_reference(cache, tiny.vae, held_out=24, train_pictures=50)
+    parts = [set(reference.rows[part].tolist()) for part in (reference.train, reference.calibration, reference.test)]
+    assert [len(part) for part in parts] == [50, 12, 12]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    _, held = split_validation(cache.index.picture_hash, 4)
+    assert set(held.tolist()) <= parts[1] | parts[2]
+    assert reference.images[0].shape == (1, 32, 32, 3)
+    assert fits(cache, tiny.vae)
+
+
+def test_too_few_pictures_are_refused(tiny: SDXLModel, tiny_latents: Path) -> None:
+    with pytest.raises(ConfigError, match="too few"):
+        load_reference(open_latents(tiny_latents), tiny.vae, held_out=400, train_pictures=100)
+
+
+def test_losses_of_all_prediction_types_are_those_of_the_velocity(
+    tiny: SDXLModel, latents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that answers 0 misses v by E|v|², ε by E|ε|² = 1, which is 1/ᾱ as v's: no network needed to know."""
+    from sumizome.train import step
+
+    monkeypatch.setattr(step, "apply_unet", lambda unet, x, t, conditioning: torch.zeros_like(x))
+    reference = load_reference(open_latents(latents), tiny.vae, held_out=24, train_pictures=50)
+    config = EvaluateConfig(timesteps=(500,))
+    model = replace(tiny, prediction_type="epsilon", schedule_config=ScheduleConfig(zero_terminal_snr=False))
+    facts = _validation(Candidate("m", Path(), model), reference, config)
+    loss = facts["by_timestep"][0]["loss"]["value"]
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    assert loss == pytest.approx(1 / np.cumprod(1 - betas)[500], rel=0.2)
+    assert facts["pictures"] == 4 and facts["known_held_out"] is False
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"colours": ("mauve",)}, "mauve"), ({"colour_prompt": "black"}, "stands for"), ({"seeds": 1}, "seeds is 1")],
+)
+def test_settings_that_measure_nothing_are_refused(changed: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_config(replace(EvaluateConfig(), **changed))  # type: ignore[arg-type]
+
+
+def test_a_local_vision_model_gives_features(tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**small, image_size=32, patch_size=16)).save_pretrained(tmp_path / "clip")
+    features = load_vision_features(tmp_path / "clip")
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "red", "blue")]
+    found = features(pictures)
+    assert found.shape == (3, 16) and np.allclose(found[0], found[1]) and not np.allclose(found[0], found[2])
+    with pytest.raises(ModelError, match="vision model"):
+        load_vision_features(tmp_path)
+
+
+def test_a_chart_puts_its_points_where_they_belong() -> None:
+    chart = line_chart("t", [Series("a", [(0, 0.0), (10, bootstrap([1.0, 3.0]))])], "x", "y")
+    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in chart.lines[0].points.split())
+    assert x0 < x1 and y0 == chart.bottom and y1 < y0
+    assert y1 == pytest.approx(chart.bottom - 2 / 3 * (chart.bottom - chart.y_ticks[-1].at), abs=0.1)
+    assert chart.rects[0].height > 0

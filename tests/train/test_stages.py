@@ -1,0 +1,176 @@
+"""Stages: laid out in closed form, resumed inside any of them bit for bit, and no held-out picture is trained on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from PIL import Image
+
+from sumizome.data.captions import CaptionConfig
+from sumizome.errors import CheckpointError, ConfigError
+from sumizome.settings import read_toml, to_toml
+from sumizome.train.build import build_trainer
+from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
+from sumizome.train.config import CheckpointConfig, TrainConfig, ValidationConfig
+from sumizome.train.metrics import read_metrics
+from sumizome.train.optim import OptimConfig
+from sumizome.train.run_dir import hold_run_dir
+from sumizome.train.stages import Stage, lay_out, samples_before, span_at
+
+if TYPE_CHECKING:
+    from sumizome.models.sdxl import SDXLModel
+
+RUN = {"latents": Path("all"), "lr": 1e-3, "micro_batch_size": 4, "micro_batches_per_step": 2}
+
+
+def test_stages_lie_end_to_end_and_fill_in_what_is_the_runs() -> None:
+    stages = [
+        Stage(steps=10, name="broad"),
+        Stage(latents="few", lr=5e-4, micro_batch_size=1, micro_batches_per_step=3),
+    ]
+    broad, last = spans = lay_out(stages, 25, **RUN)
+    assert (broad.first, broad.last, broad.name, broad.latents, broad.lr_factor) == (0, 10, "broad", Path("all"), 1.0)
+    assert (last.first, last.last, last.name, last.latents, last.lr_factor) == (10, 25, "2", "few", 0.5)
+    assert [span_at(spans, step).number for step in (0, 9, 10, 24, 99)] == [0, 0, 1, 1, 1]
+    assert [samples_before(spans, step) for step in (0, 9, 10, 11, 25)] == [0, 72, 80, 83, 125]
+    (alone,) = lay_out([], 7, **RUN)
+    assert (alone.first, alone.last, samples_before([alone], 7)) == (0, 7, 56)
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([Stage(), Stage(steps=5)], "only the last"),
+        ([Stage(steps=5), Stage(steps=6)], "take 5 steps and all 11, but steps is 10"),
+        ([Stage(steps=10), Stage()], "steps is 10"),
+    ],
+)
+def test_stages_that_do_not_end_with_the_run_are_refused(stages: list[Stage], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        lay_out(stages, 10, **RUN)
+
+
+@pytest.fixture(scope="module")
+def curated(tagged_folder: Path, tiny: "SDXLModel", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the tagged pictures, at a higher resolution."""
+    from sumizome.data.buckets import BucketConfig
+    from sumizome.data.ingest import ingest
+    from sumizome.prepare import PrepareConfig, prepare_latents
+
+    folder = tmp_path_factory.mktemp("chosen")
+    for path in sorted(tagged_folder.glob("*.png"))[::2]:
+        Image.open(path).resize((80, 80)).save(folder / path.name)
+        (folder / path.name).with_suffix(".txt").write_text(path.with_suffix(".txt").read_text())
+    out = folder.with_name("curated")
+    for _ in prepare_latents(
+        ingest([folder], workers=0).manifest, tiny.vae, out, PrepareConfig(BucketConfig(64, step=16))
+    ):
+        pass
+    return out
+
+
+@pytest.fixture
+def config(small_folder: Path, tiny_latents: Path, curated: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        model=small_folder,
+        latents=tiny_latents,
+        run_dir=tmp_path / "run",
+        steps=6,
+        stage=(
+            Stage(steps=2, name="broad"),
+            Stage(steps=4, latents=str(curated), lr=5e-4, micro_batch_size=1, micro_batches_per_step=3),
+        ),
+        micro_batch_size=2,
+        micro_batches_per_step=2,
+        max_chunks=1,
+        log_every=3,
+        log_samples=True,
+        tensorboard=False,
+        device="cpu",
+        captions=CaptionConfig(tag_dropout=0.2, caption_dropout=0.2),
+        optim=OptimConfig(lr=1e-3, warmup_steps=1, lr_schedule="linear"),
+        validation=ValidationConfig(every=0, count=2),
+        checkpoint=CheckpointConfig(every=0),
+    )
+
+
+def train(config: TrainConfig, until: int | None = None) -> None:
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        for report in trainer.steps():
+            trainer.asked.stop = report.steps_done + 1 == until
+
+
+def state(config: TrainConfig) -> dict[str, torch.Tensor]:
+    newest = open_checkpoint(list_checkpoints(config.run_dir / "checkpoints")[-1])
+    return {f"{part}:{name}": value for part in PARTS for name, value in newest.read(part).items()}
+
+
+def samples(config: TrainConfig) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (config.run_dir / "samples" / "rank-00000.jsonl").read_text().splitlines()]
+
+
+def test_a_run_resumes_inside_and_between_its_stages_bit_for_bit(config: TrainConfig) -> None:
+    train(config)
+    parts = replace(config, run_dir=config.run_dir.with_name("parts"))
+    for until in (2, 4, None):  # where they meet, and inside the second
+        train(parts, until)
+    whole, resumed = state(config), state(parts)
+    assert whole.keys() == resumed.keys()
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    assert samples(config) == samples(parts)
+
+    records = [r for r in read_metrics(config.run_dir / "metrics.jsonl") if "loss" in r]
+    # A record does not mix stages; warm-up and shape run through each.
+    assert [(r["step"], r["stage"], r["samples_seen"]) for r in records] == [
+        (2, "broad", 8),
+        (3, "2", 11),
+        (6, "2", 20),
+    ]
+    assert [r["lr"] for r in records] == pytest.approx([1e-3, 5e-4, 5e-4 * (1 - 2 / 3)])
+
+
+def test_no_stage_trains_on_what_is_held_out_and_none_repeats_anothers_noise(config: TrainConfig) -> None:
+    config = replace(config, steps=40, stage=(config.stage[0], replace(config.stage[1], steps=38)))
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        held_out = {id_ for batch in trainer.loader.validation_batches(4) for id_ in batch.sample_ids}
+        of_steps = [trainer.loader.step(step) for step in range(40)]
+    assert len(held_out) == 2
+    trained = [{id_ for batch in batches for id_ in batch.sample_ids} for batches in of_steps]
+    assert not held_out & set().union(*trained)
+    assert of_steps[1][0].latents.shape[-1] < of_steps[2][0].latents.shape[-1]
+    assert [len(batches) for batches in of_steps[:4]] == [2, 2, 3, 3]
+    seeds = [{int(seed) for batch in batches for seed in batch.seeds} for batches in of_steps]
+    assert not set().union(*seeds[:2]) & set().union(*seeds[2:])
+
+
+def test_what_has_begun_stays_and_what_comes_may_change(config: TrainConfig, tiny_latents: Path) -> None:
+    train(config, until=3)
+    first, second = config.stage
+    for changed in (
+        (first, replace(second, lr=1e-4)),
+        (replace(first, steps=1), replace(second, steps=5)),
+        (replace(first, micro_batch_size=1), second),
+    ):
+        with pytest.raises(ConfigError, match=r"would train something else; restore \[\[stage\]\]"):
+            train(replace(config, stage=changed))
+    with pytest.raises(CheckpointError, match="trained on other latents"):
+        train(replace(config, stage=(first, replace(second, latents=str(tiny_latents)))))
+    train(replace(config, stage=(first, second, Stage(steps=1, latents=str(tiny_latents), lr=1e-4)), steps=7))
+    assert read_metrics(config.run_dir / "metrics.jsonl")[-1]["stage"] == "3"
+
+
+def test_a_settings_file_holds_stages(config: TrainConfig, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(config))
+    assert "[[stage]]" in path.read_text()
+    assert read_toml(path, TrainConfig) == config
+    path.write_text(path.read_text().replace("micro_batch_size = 1", "micro_batchsize = 1"))
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'stage\.micro_batchsize'; did you mean 'stage\.micro_batch_size'"
+    ):
+        read_toml(path, TrainConfig)

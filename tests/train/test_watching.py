@@ -1,0 +1,85 @@
+"""What a run tells: means by tag category and by part, peak FLOP by name, wandb without a network, and README.txt."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sumizome.device import peak_flop
+from sumizome.distributed.runtime import Ranks
+from sumizome.errors import ConfigError
+from sumizome.inference import Picture
+from sumizome.models.sdxl import SDXLModel
+from sumizome.train import brightness as brightness_module
+from sumizome.train.brightness import BrightnessConfig, brightness
+from sumizome.train.gradient_norms import norms_by_part
+from sumizome.train.metrics import Metrics
+from sumizome.train.wandb_writer import WandbWriter
+
+
+def test_brightness_is_the_mean_of_the_pictures_and_its_error_that_of_each(
+    tiny: SDXLModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shades = iter([0, 51, 255, 204])
+    monkeypatch.setattr(
+        brightness_module,
+        "draw_pictures",
+        lambda model, requests: [Picture(r, Image.new("RGB", (8, 8), (next(shades),) * 3)) for r in requests],
+    )
+    config = BrightnessConfig(prompts=("black", "white"), wanted=(0.0, 1.0), seeds=2, canvas=(32, 32))
+    found = brightness(tiny, config, Ranks())
+    assert found["brightness"] == pytest.approx({"black": 0.1, "white": 0.9})
+    assert found["brightness_error"] == pytest.approx((0 + 0.2 + 0 + 0.2) / 4)
+
+
+@pytest.mark.parametrize("settings", [{"wanted": (0.5,)}, {"seeds": 0}, {"wanted": (0.0, 1.0, 2.0)}])
+def test_a_brightness_test_that_cannot_be_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="brightness"):
+        BrightnessConfig(**settings)
+
+
+def test_norms_by_part_are_those_of_the_parts() -> None:
+    names = {"unet.down_blocks.0.w": 3.0, "unet.down_blocks.1.w": 4.0, "unet.conv_in.w": 2.0, "text_encoder_2.w": 1.0}
+    parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in names}
+    for name, gradient in names.items():
+        parameters[name].grad = torch.tensor([gradient])
+    parameters["unet.mid_block.w"] = torch.nn.Parameter(torch.zeros(1))  # without a gradient
+    assert norms_by_part(parameters) == {"unet.down_blocks": 5.0, "unet.rest": 2.0, "text_encoder_2": 1.0}
+
+
+def test_the_peak_is_found_by_the_drivers_name() -> None:
+    assert peak_flop("NVIDIA H100 80GB HBM3", tf32=False) == 989e12
+    assert peak_flop("NVIDIA A100-SXM4-80GB", tf32=True) == 156e12
+    assert peak_flop("NVIDIA GeForce RTX 4090", tf32=False) == 165.2e12
+    assert peak_flop("Some Other Card", tf32=False) is None
+
+
+def test_wandb_keeps_a_run_offline_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.sdk.internal.datastore import DataStore
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for step in (1, 2):
+        with Metrics(tmp_path, step - 1, False, WandbWriter(tmp_path, "project", {"steps": 2})) as metrics:
+            metrics.write(step, {"loss": 0.5, "validation_loss": {"999": 0.25 * step}, "note": "text"})
+            metrics.write_image(step, "previews", np.zeros((4, 4, 3), np.uint8))
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len({path.name for path in files}) == 1  # one run, in two sessions at most
+    written = b""
+    for path in files:
+        store = DataStore()
+        store.open_for_scan(str(path))
+        while (record := store.scan_data()) is not None:
+            written += record
+    for words in (b"validation_loss/999", b"0.25", b"previews"):
+        assert words in written
+    assert b"note" not in written
+
+
+def test_wandb_that_is_missing_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"sumizome\[wandb\]"):
+        WandbWriter(tmp_path, "project", {})
