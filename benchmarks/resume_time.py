@@ -36,8 +36,10 @@ with hold_run_dir(config.run_dir):
     trainer, _ = build_trainer(config)
     built = time.perf_counter()
     assert trainer.steps_done
-    next(trainer.steps())
+    steps = trainer.steps()
+    next(steps)
     stepped = time.perf_counter()
+    steps.close()
 verify = verified - imported
 print(imported - started, verify, built - verified - verify, stepped - built)
 """
