@@ -18,7 +18,7 @@ class Series:
     """One line: its value at each place, and where told, the interval."""
 
     name: str
-    points: Sequence[tuple[float, Interval | float]]
+    points: Sequence[tuple[float | int, Interval | float]]
 
 
 def line_chart(
@@ -28,7 +28,7 @@ def line_chart(
     y_title: str,
     *,
     from_zero: bool = True,
-    ticks: Sequence[float] = (),
+    ticks: Sequence[float | int] = (),
 ) -> Chart:
     """Up to four lines; `y_title`, with its unit, stands in the title, intervals as bars behind the lines.
 
@@ -43,7 +43,7 @@ def line_chart(
     bottom = _HEIGHT - _BOTTOM
     top = _TOP + _LEGEND * len(series) + 6
 
-    def x_of(x: float) -> float:
+    def x_of(x: float | int) -> float:
         return _LEFT + 8 + (_RIGHT - _LEFT - 16) * ((x - first) / (last - first) if last > first else 0.5)
 
     def y_of(y: float) -> float:
