@@ -52,7 +52,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow"

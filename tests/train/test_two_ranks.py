@@ -21,6 +21,8 @@ from sumizome.train.metrics import read_metrics
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model
 
+pytestmark = pytest.mark.xdist_group("two ranks")  # one process runs the ranks once for all of these tests
+
 SCENARIOS = Path(__file__).with_name("rank_scenarios.py")
 
 
