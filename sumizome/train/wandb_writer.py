@@ -4,6 +4,7 @@ One run directory is one wandb run: its id is kept there, so that a resume goes 
 everything below run_dir/wandb (`wandb sync` sends it later); keys and accounts are wandb's own business.
 """
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class WandbWriter:
             ) from error
         path = run_dir / "wandb-run-id.txt"
         if not path.exists():
-            path.write_text(wandb.util.generate_id() + "\n", encoding="utf-8")
+            path.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
         try:
             self._run = wandb.init(
                 project=project,
