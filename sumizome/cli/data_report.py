@@ -59,7 +59,7 @@ def run(command: Command) -> None:
     if command.model is not None and command.latents is None:
         raise ConfigError("--model: it is compared with latents, give --latents, too")
     config = ReportConfig(
-        BucketConfig(command.area, command.step, command.min_side, command.max_side),
+        BucketConfig(area=command.area, step=command.step, min_side=command.min_side, max_side=command.max_side),
         command.captions,
         command.weights,
         command.max_chunks,

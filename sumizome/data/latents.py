@@ -174,10 +174,8 @@ class LatentCache:
             self.shards.read(unit, tensor, row, record)
             if zlib.crc32(record) == crc:
                 continue
-            if self.shards.distrust(unit):
-                self.shards.read(unit, tensor, row, record)
-                if zlib.crc32(record) == crc:
-                    continue
+            if self.shards.read_anew(unit, tensor, row, record) and zlib.crc32(record) == crc:
+                continue
             raise ShardError(
                 f"{self.shards.location(unit)} is damaged at picture {index.ids(rows[number : number + 1])[0]}: its "
                 f"CRC-32 is not the one in the index; {self.plan.remedy}"

@@ -192,6 +192,10 @@ class BatchLoader:
         """SHA-256 hex of what the latents were made from; a run goes on only with the same."""
         return self.cache.fingerprint.digest
 
+    def take_faults(self) -> list[str]:
+        """What went wrong in reading, and was made good, since this was last asked; in words."""
+        return self.cache.shards.take_faults()
+
     def step(self, step: int) -> list[TrainBatch]:
         """This process's micro-batches of one step, counted from 0.
 

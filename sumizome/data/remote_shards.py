@@ -55,6 +55,9 @@ class RemoteShards:
                 return
         except (OSError, KeyError, TypeError, IndexError, ValueError, RecursionError) as error:
             self._throw_away(unit, str(error))
+        self._read_range(unit, tensor, row, into)
+
+    def _read_range(self, unit: int, tensor: str, row: int, into: memoryview) -> None:
         try:
             place = self._layout(unit)[tensor]
             start, stop = place.span(row)
@@ -64,12 +67,13 @@ class RemoteShards:
             raise ShardError(f"{self.location(unit)} is damaged: records of {place.size} bytes; {self._remedy}")
         into[:] = self._store.read_range(self._shards[unit].name, start, stop)
 
-    def distrust(self, unit: int) -> bool:
-        """A wrong record: the cached copy goes, if there is one; the store is asked once more in any case."""
+    def read_anew(self, unit: int, tensor: str, row: int, into: memoryview) -> bool:
+        """The cached copy goes, if there is one, and the store is asked: not the cache, which others fill meanwhile."""
         if self._cache is not None and self._cache.holds(self._shards[unit]):
             self._throw_away(unit, "a record's CRC-32 is wrong")
         else:
             self._opened.forget(unit)  # another thread threw the copy away, and a third may have opened it before
+        self._read_range(unit, tensor, row, into)
         return True
 
     def take_faults(self) -> list[str]:

@@ -85,8 +85,8 @@ class ShardSource(Protocol):
         """Fills `into` with a record's bytes, unchecked. Raises: ShardError, StoreError."""
         ...
 
-    def distrust(self, unit: int) -> bool:
-        """Told that a record was wrong; whether reading it again may help."""
+    def read_anew(self, unit: int, tensor: str, row: int, into: memoryview) -> bool:
+        """Told that a record was wrong, reads it from what is no copy; False if there is none. Raises: as `read`."""
         ...
 
     def take_faults(self) -> list[str]:
@@ -169,7 +169,7 @@ class LocalShards:
         except (OSError, KeyError, TypeError, IndexError, ValueError, RecursionError) as error:
             raise ShardError(f"{self.location(unit)} cannot be read ({error}); {self._remedy}") from error
 
-    def distrust(self, unit: int) -> bool:
+    def read_anew(self, unit: int, tensor: str, row: int, into: memoryview) -> bool:
         return False
 
     def take_faults(self) -> list[str]:

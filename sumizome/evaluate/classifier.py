@@ -185,7 +185,7 @@ def _squares(images: Sequence[Images]) -> Tensor:
     """All pictures at SIDE × SIDE in −1 … 1, [n, 3, S, S] float32; each array holds one picture or several."""
     parts = []
     for image in images:
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = torch.from_numpy(np.array(image)).permute(0, 3, 1, 2).float() / 127.5 - 1
         if pixels.shape[-2:] != (SIDE, SIDE):
             pixels = F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
         parts.append(pixels)

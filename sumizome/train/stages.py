@@ -150,6 +150,10 @@ class StagedLoader:
         """Each stage's."""
         return [loader.fingerprint for loader in self.loaders]
 
+    def take_faults(self) -> list[str]:
+        """What went wrong in reading, and was made good, since this was last asked; in words."""
+        return [fault for loader in self.loaders for fault in loader.take_faults()]
+
     def step(self, step: int) -> list[TrainBatch]:
         """This process's micro-batches of one step, counted from 0."""
         span = span_at(self.spans, step)

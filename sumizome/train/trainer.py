@@ -324,7 +324,7 @@ class Trainer:
         self._efficiency.forget()
         self._pace.forget()
         notes = [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
-        return notes + _in_short(self.loader.cache.shards.take_faults())
+        return notes + _in_short(self.loader.take_faults())
 
     def state(self) -> Checkpoint:
         """The state after the last finished step: the very tensors that training goes on to change."""

@@ -161,6 +161,5 @@ def test_weights_in_parts_are_the_weights_of_the_table(root: Path, monkeypatch: 
     index, config = open_latents(root).index, TagWeightConfig(strength=0.5, min_count=1)
     whole = tag_loss_weights(index.table(np.arange(COUNT)), config, {"1girl": "people"})
     monkeypatch.setattr(latent_index, "_PART", 7)
-    words = index.vocabulary.tolist()
-    parts = loss_weights(index.tag_parts, words, np.asarray(index.repeats), config, {"1girl": "people"})
+    parts = loss_weights(index.coded_tags(), np.asarray(index.repeats), config, {"1girl": "people"})
     assert len(set(parts.tolist())) > 5 and np.allclose(parts, whole, rtol=1e-12)

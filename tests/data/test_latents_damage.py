@@ -171,7 +171,9 @@ def test_a_damaged_cached_copy_is_thrown_away_and_fetched_again(
     assert isinstance(source, RemoteShards)
     source.stop()
     if damage not in ("delete", "truncate"):  # those are not there, which is no fault
-        assert len(source.faults) == PLAN.units
+        # Of two threads that meet the same copy each may say so.
+        named = {path.name for path in copies if any(path.name in fault for fault in source.faults)}
+        assert len(named) == PLAN.units
         assert all(str(here.folder) in fault for fault in source.faults)
     use(remote, "full", here)
     assert {path: path.read_bytes() for path in copies} == whole

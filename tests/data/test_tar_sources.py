@@ -192,7 +192,7 @@ def test_a_tar_that_changed_since_ingest_is_named(shards: Path) -> None:
     (shards / "0.tar").unlink()
     with pytest.raises(ImageRejected, match="readable") as caught:
         open_image(place, sha256=row["sha256"])
-    assert caught.value.reason == "unreadable"
+    assert caught.value.reason == "missing"
 
 
 def test_captions_in_tars_are_checked_as_files_are(tmp_path: Path) -> None:

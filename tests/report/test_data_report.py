@@ -25,7 +25,7 @@ from sumizome.models.text_encoding import chunk_prompt, count_chunks
 from sumizome.report.data_report import ReportConfig, build_data_report, held_out, write_data_report
 from sumizome.report.gallery import look_at
 from sumizome.report.page import visible
-from sumizome.train import trainer
+from sumizome.train import build
 
 TINY = ReportConfig(BucketConfig(64, 16), workers=0)
 
@@ -227,7 +227,7 @@ def test_chunks_are_counted_as_prompts_are_cut() -> None:
 
 def test_validation_takes_what_training_takes() -> None:
     assert [held_out(64, count) for count in (10, 100, 10_000)] == [
-        min(64, count // trainer._HELD_OUT_AT_MOST) for count in (10, 100, 10_000)
+        min(64, count // build._HELD_OUT_AT_MOST) for count in (10, 100, 10_000)
     ]
 
 
