@@ -95,14 +95,19 @@ def _model_and_card(command: Command) -> "tuple[SDXLModel, ModelCard]":
     """The model, and what its file's metadata is to say."""
     from sumizome.export import ModelCard
     from sumizome.inference import native_canvas
-    from sumizome.models.sdxl import load_model
+    from sumizome.inspection import inspect_model
+    from sumizome.models.sdxl import ALL_COMPONENTS, Component, load_model
     from sumizome.train.run_dir import is_run_dir, load_trained_model
     from sumizome.train.summary import training_summary
 
     card = ModelCard(author=command.author, description=command.description)
     if not is_run_dir(command.model):
-        only_unet = command.folder is None and command.file is None
-        model = load_model(command.model, components=("unet",) if only_unet else ("unet", "vae", "text_encoders"))
+        components: tuple[Component, ...] = ALL_COMPONENTS
+        if command.folder is None and command.file is None:
+            # The VAE too, if there is one: it says whether the U-Net's latents are SDXL's.
+            held = {part.name for part in inspect_model(command.model).components}
+            components = ("unet", "vae") if "vae" in held else ("unet",)
+        model = load_model(command.model, components=components)
         return model, card if model.vae is None else replace(card, resolution=native_canvas(model))
     model, step = load_trained_model(command.model, command.weights)
     print(f"{command.model}: step {step}, {command.weights} weights")
