@@ -1,8 +1,9 @@
 """Decoding, resizing and cropping: Sumizome's `load_canvas` beside what Pillow, OpenCV, libvips and simplejpeg can do.
 
 One set of pictures (JPEG, PNG and WebP in the mix of a booru), drawn here; each path in turn with ours, several
-rounds, processor time, medians. Quality is PSNR against Pillow's Lanczos from the whole picture, the worst picture's. A peer
-that is not installed (`pip install 'sumizome[bench]'`) is left out. `--rounds`, `--pictures`: a shorter or longer look.
+rounds, processor time, medians. Quality is PSNR against Pillow's Lanczos from the whole picture, the worst picture's.
+A peer that is not installed (`pip install 'sumizome[bench]'`) is left out. `--rounds`, `--pictures`: a shorter or
+longer look.
 """
 
 import argparse

@@ -29,10 +29,11 @@ from sumizome.data.batch_plan import BatchPlan
 from sumizome.data.buckets import BucketConfig, assign_buckets, bucket_classes, bucket_report, bucket_table
 from sumizome.data.index_cache import mapped_index
 from sumizome.data.latent_index import LatentIndex, column_parts
+from sumizome.data.latent_plan import CachePlan, Fingerprint
 from sumizome.data.latents import LatentCache
 from sumizome.data.loader import build_loader
-from sumizome.data.manifest_columns import open_manifest_columns
-from sumizome.data.shards import CachePlan, Fingerprint
+from sumizome.data.manifest import picture_sizes
+from sumizome.data.stored_manifest import open_manifest
 from sumizome.data.tags import TagWeightConfig
 
 FOLDER = Path("build/bench")
@@ -74,9 +75,9 @@ def plan_of(sizes: np.ndarray, repeats: np.ndarray, config: BucketConfig = SDXL_
 def start(records: int) -> dict[str, float]:
     """From the file to the first step of the first epoch; every check is made, and peak memory taken."""
     began, cpu = time.perf_counter(), time.process_time()
-    columns = open_manifest_columns(manifest_path(records))
+    columns = open_manifest(manifest_path(records), ["height", "width", "repeats"])
     opened = time.perf_counter() - began
-    plan_of(columns.sizes, columns.columns["repeats"]).step(0, 0, RANKS)
+    plan_of(picture_sizes(columns), columns.column("repeats")).step(0, 0, RANKS)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "opened": opened, "cpu": time.process_time() - cpu, "peak": peak_mb()}
 
