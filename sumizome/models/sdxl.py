@@ -15,7 +15,9 @@ from torch import nn
 
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
+from sumizome.errors import ModelError
 from sumizome.models.diffusers_folder import open_folder
+from sumizome.models.infer_config import LATENT_CHANNELS
 from sumizome.models.networks import build_network, fill_network
 from sumizome.models.single_file import open_single_file
 from sumizome.models.vae import model_digest
@@ -83,7 +85,10 @@ def load_model(
     networks: dict[str, nn.Module] = {}
     bare = {name for component in without_weights for name in _NETWORKS[component]}
     for name in [name for component in components for name in _NETWORKS[component]]:
-        network = build_network(name, source.config(name), device="meta")
+        config = source.config(name)
+        if name == "unet":
+            _refuse_inpainting(path, config.get("in_channels", LATENT_CHANNELS))
+        network = build_network(name, config, device="meta")
         if name not in bare:
             tensors = source.tensors(name, network)
             fill_network(network, tensors, f"{path}: {name}", torch.float32 if name == "vae" else dtype, device)
@@ -100,3 +105,12 @@ def load_model(
         schedule_config=schedule_config,
         source=path,
     )
+
+
+def _refuse_inpainting(path: Path, channels: int) -> None:
+    if channels != LATENT_CHANNELS:
+        raise ModelError(
+            f"{path} is an inpainting model: its U-Net takes {channels} channels, a mask and a picture beside the 4 of "
+            "the latents. It can be inspected, mended and merged, not trained or drawn with: use the model that it was "
+            "made from."
+        )

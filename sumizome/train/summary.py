@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sumizome.data.shards import CachePlan, load_plan
+from sumizome.data.latent_plan import CachePlan, load_plan
 from sumizome.errors import CheckpointError, ShardError
 from sumizome.settings import as_mapping
 from sumizome.train.config import TrainConfig

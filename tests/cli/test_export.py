@@ -91,11 +91,15 @@ def test_both_exports_fold_the_statistics_and_draw_what_the_run_draws(written: P
                                    atol=2e-6, rtol=0)  # fmt: skip
 
 
-def test_a_folder_may_state_them_instead_and_keeps_the_vae(run_dir: Path, tiny: SDXLModel, tmp_path: Path) -> None:
+def test_a_folder_may_state_them_instead_and_keeps_the_vae(
+    run_dir: Path, tiny: SDXLModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["export", str(run_dir), "--folder", str(tmp_path / "f"), "--latents", "config", "--dtype", "fp32"]
     assert main(command) == 0
     vae = load_model(tmp_path / "f", components=("vae",)).vae
     assert model_digest(vae) == model_digest(tiny.vae) and latent_statistics(vae).std == STD
+    assert main(["export", str(tmp_path / "f"), "--unet", str(tmp_path / "u.safetensors")]) == 2
+    assert "statistics of their own" in capsys.readouterr().err and not (tmp_path / "u.safetensors").exists()
 
 
 def test_a_unet_alone_is_refused_where_its_latents_need_the_vae(
