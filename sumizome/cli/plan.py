@@ -160,8 +160,8 @@ def _bytes(size: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds > 2 * unit:
+    for unit, name, least in ((86400, "days", 2.0), (3600, "hours", 1.5), (60, "minutes", 1.5)):
+        if seconds > least * unit:
             return f"{seconds / unit:.1f} {name}"
     return f"{seconds:.0f} s" if seconds >= 1 else "less than a second"
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sumizome.distributed.parallelize import whole
 
@@ -37,7 +38,15 @@ class GradientNorms:
             part: [gradient for p in members if (gradient := p.grad) is not None]
             for part, members in self._parts.items()
         }
-        return {part: whole(nn.utils.get_total_norm(found)) for part, found in gradients.items() if found}
+        return {part: _norm(found) for part, found in gradients.items() if found}
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of some gradients together."""
+    if isinstance(gradients[0], DTensor):
+        return whole(nn.utils.get_total_norm(gradients))
+    # What that does, without sorting tensors by device first: they are on one.
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def global_norm(norms: Mapping[str, Tensor]) -> Tensor:

@@ -99,7 +99,8 @@ def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
         _check_unchanged(path, config)
         _check_stages(config)
         _check_table(config.run_dir, facts.get(_TABLE))
-    _write_text(path, to_toml(config))
+    # Absolute: the recorded settings go on with this run from any directory.
+    _write_text(path, to_toml(replace(config, run_dir=config.run_dir.absolute())))
     environment = {
         "sumizome": __version__,
         **{name: _version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},

@@ -116,6 +116,7 @@ class Trainer:
             stack.enter_context(self._watchdog)
             batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done))
             try:
+                self._enter_stage(metrics)
                 if not self.steps_done:
                     self._look(metrics, [observer for observer in self.observers if observer.before_training])
                 while self.steps_done < self.config.steps and not self._agreed.stop:

@@ -18,7 +18,7 @@ from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
 from sumizome.train.config import TrainConfig, ValidationConfig
 from sumizome.train.metrics import read_metrics
 from sumizome.train.optim import OptimConfig
-from sumizome.train.run_dir import hold_run_dir
+from sumizome.train.run_dir import hold_run_dir, read_run_config
 from sumizome.train.stages import Stage, lay_out, samples_before, span_at
 from sumizome.train.summary import TRAINING_KEY, training_summary
 
@@ -129,6 +129,17 @@ def test_a_run_resumes_inside_and_between_its_stages_bit_for_bit(config: TrainCo
     assert [r["lr"] for r in records] == pytest.approx([1e-3, 5e-4, 5e-4 * (1 - 2 / 3)])
 
 
+def test_a_relative_run_directory_is_recorded_in_full(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.run_dir.parent)
+    here = replace(config, run_dir=Path("run"), validation=ValidationConfig(every=6, count=2, timesteps=(999,)))
+    train(here)
+    assert read_run_config(Path("run")).run_dir == config.run_dir
+    readme = (config.run_dir / "README.txt").read_text()
+    assert f"sumizome train {config.run_dir}/config.toml" in readme
+    assert "samples/" in readme and "previews/" not in readme
+    assert {record["stage"] for record in read_metrics(Path("run/metrics.jsonl"))} == {"broad", "2"}
+
+
 def test_no_stage_trains_on_what_is_held_out_and_none_repeats_anothers_noise(config: TrainConfig) -> None:
     config = replace(config, steps=40, stage=(config.stage[0], replace(config.stage[1], steps=38)))
     with hold_run_dir(config.run_dir):
@@ -165,6 +176,12 @@ def test_what_holds_for_the_run_holds_for_every_stage(config: TrainConfig) -> No
     with pytest.raises(ConfigError, match="micro_batches_per_step cannot be 3; set it to 1"):
         replace(fused, stage=config.stage)
     replace(fused, stage=(config.stage[0], replace(config.stage[1], micro_batches_per_step=1)))  # is allowed
+
+
+def test_a_rate_that_is_no_number_is_refused() -> None:
+    for lr in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ConfigError, match=r"stage\.lr is"):
+            Stage(lr=lr)
 
 
 def test_a_stage_appended_behind_a_finished_one_is_no_longer_run(config: TrainConfig, tiny_latents: Path) -> None:
