@@ -19,6 +19,7 @@ BENCH_DATA += benchmarks/bench_ingest.py
 BENCH_TRAIN :=
 BENCH_TRAIN += benchmarks/bench_train.py
 BENCH_TRAIN += benchmarks/bench_checkpoint.py
+BENCH_TRAIN += benchmarks/bench_load.py
 
 .PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-formats bench-sample bench-train clean
 .DEFAULT_GOAL := help

@@ -52,7 +52,7 @@ def run(command: Command) -> None:
     from rich.console import Console
 
     from sumizome.data.buckets import BucketConfig
-    from sumizome.data.sources import printable
+    from sumizome.data.listing import printable
     from sumizome.errors import ConfigError
     from sumizome.report.data_report import ReportConfig, write_data_report
 
