@@ -234,7 +234,8 @@ class BatchLoader:
         index, rows = self.cache.index, planned.rows
         showings = self._showings(planned)
         epochs, ids = [epoch for epoch, *_ in showings], [sample_id for _, sample_id, _ in showings]
-        tagged = zip(index.tag_lists(rows), index.kept_tags[rows].tolist(), strict=True)
+        tag_lists = index.tag_lists(rows)
+        tagged = zip(tag_lists, index.kept_tags[rows].tolist(), strict=True)
         captions = [
             build_caption(
                 tags,
@@ -250,7 +251,7 @@ class BatchLoader:
         ]
         seeds = [derive_seed(self.seed, "sample", *showing) for showing in showings]
         weights = np.ones(len(rows)) if self.tag_weight is None else self.tag_weight[rows]
-        return self._assemble(rows + self._variants(showings), ids, captions, epochs, seeds, weights)
+        return self._assemble(rows + self._variants(showings), ids, tag_lists, captions, epochs, seeds, weights)
 
     def _showings(self, planned: MicroBatch) -> list[tuple[int, str, int]]:
         """(epoch, id, repeat) of each sample."""
@@ -271,22 +272,23 @@ class BatchLoader:
     def _validation_batch(self, rows: Int[np.ndarray, " b"]) -> TrainBatch:
         index = self.cache.index
         ids = index.ids(rows)
-        tagged = zip(index.tag_lists(rows), index.kept_tags[rows].tolist(), strict=True)
+        tag_lists = index.tag_lists(rows)
+        tagged = zip(tag_lists, index.kept_tags[rows].tolist(), strict=True)
         captions = [plain_caption(tags, kept, self.captions, categories=self.categories) for tags, kept in tagged]
         # Not the run's seed: the validation losses of two runs are to be compared.
         seeds = [derive_seed("validation", sample_id) for sample_id in ids]
-        return self._assemble(rows, ids, captions, [0] * len(ids), seeds, np.ones(len(ids)))
+        return self._assemble(rows, ids, tag_lists, captions, [0] * len(ids), seeds, np.ones(len(ids)))
 
     def _assemble(
         self,
         rows: Int[np.ndarray, " b"],
         ids: list[str],
+        tag_lists: list[list[str]],
         captions: list[str],
         epochs: list[int],
         seeds: list[int],
         weights: Float[np.ndarray, " b"],
     ) -> TrainBatch:
-        index = self.cache.index
         return TrainBatch(
             latents=self.cache.normalise(self.cache.read(rows)),
             captions=captions,
@@ -295,7 +297,7 @@ class BatchLoader:
             sample_ids=ids,
             epochs=epochs,
             seeds=torch.tensor(seeds, dtype=torch.int64),
-            tag_categories=[{self.categories.get(tag, GENERAL) for tag in tags} for tags in index.tag_lists(rows)],
+            tag_categories=[{self.categories.get(tag, GENERAL) for tag in tags} for tags in tag_lists],
         )
 
     def _time_ids(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b 6"]:
