@@ -54,7 +54,7 @@ def held(folder: Path) -> dict[str, str]:
 
 
 def opened(store: Store, folder: Path) -> LatentCache:
-    return open_latents(store.address, "full", CacheConfig(folder / "cache"))
+    return open_latents(store.address, "full", CacheConfig(folder / "cache", 10**9))
 
 
 def fetched(store: Store, folder: Path) -> dict[str, str]:
@@ -76,10 +76,7 @@ def test_it_holds_what_a_folder_would_whichever_machine_goes_on(
     *_, last = steps(old, vae, tmp_path / "two", store)  # a machine that has nothing yet
     assert last.found >= 8 and last.written + last.rejected == len(old)
     assert fetched(store, tmp_path / "there") == held(tmp_path / "folder")
-    here, there = (
-        open_latents(tmp_path / "folder"),
-        open_latents(store.address, "full", CacheConfig(tmp_path / "cache")),
-    )
+    here, there = open_latents(tmp_path / "folder"), opened(store, tmp_path)
     for row in range(len(here)):
         assert torch.equal(here.read(np.array([row])), there.read(np.array([row])))
 

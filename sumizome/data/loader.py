@@ -116,14 +116,7 @@ def build_loader(
     if min(prefetch, workers) < 0:
         raise ConfigError(f"prefetch {prefetch} and workers {workers} must be at least 0")
     check_world(micro_batches_per_step, world)
-    # Rows that are planned are pictures; which of its variants a showing takes is chosen when it is made.
-    pictures = cache.index.pictures()
-    hashes = cache.index.picture_hash[pictures] if cache.index.variants > 1 else cache.index.picture_hash
-    train, validation = (pictures[chosen] for chosen in split_validation(hashes, validation_count))
-    if leave_out is not None:
-        train = train[~np.isin(cache.index.picture_hash[train], leave_out)]
-    repeats = np.zeros(len(cache), cache.index.repeats.dtype)
-    repeats[train] = cache.index.repeats[train]
+    repeats, validation = _repeats(cache.index, validation_count, leave_out)
     plan = BatchPlan(
         cache.index.bucket,
         repeats,
@@ -146,6 +139,23 @@ def build_loader(
         rank=rank,
         world=world,
     )
+
+
+def _repeats(
+    index: LatentIndex, validation_count: int, leave_out: UInt64[np.ndarray, " k"] | None
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " v"]]:
+    """(times that an epoch shows each row, rows held out).
+
+    Rows that are planned are pictures; which of its variants a showing takes is chosen when it is made.
+    """
+    pictures = index.pictures()
+    hashes = index.picture_hash[pictures] if index.variants > 1 else index.picture_hash
+    train, validation = (pictures[chosen] for chosen in split_validation(hashes, validation_count))
+    if leave_out is not None:
+        train = train[~np.isin(index.picture_hash[train], leave_out)]
+    repeats = np.zeros(len(index), index.repeats.dtype)
+    repeats[train] = index.repeats[train]
+    return repeats, validation
 
 
 def _tag_weight(

@@ -149,7 +149,11 @@ def _scores(manifest: ManifestRows) -> NDArray[np.float64]:
 def _score_chart(scores: NDArray[np.float64]) -> Chart:
     """Between the 1st and 99th percentile; what lies beyond is counted in the bars at the ends."""
     low, high = np.percentile(scores, [1, 99])
-    edges = np.unique(np.round(np.linspace(low, max(high, low + 1), 25), 6))
+    if (scores == np.rint(scores)).all():
+        step = max(1.0, np.ceil((high - low) / 24))
+        edges = np.floor(low) + step * np.arange(2 + (high - np.floor(low)) // step)
+    else:
+        edges = np.linspace(low, high if high > low else low + 1, 25)
     counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), bins=edges)
     return histogram("Pictures by score", counts.tolist(), edges.tolist(), "score, as the records tell it")
 

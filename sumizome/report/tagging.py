@@ -25,7 +25,7 @@ _SHOWN = 24
 """most frequent tags shown of each category"""
 _DERIVED = ("rating", "quality", "year")
 """categories whose tags are shown as a distribution"""
-_WINDOW = 100_000
+_WINDOW = 25_000
 """captions that are text at the same time"""
 
 
