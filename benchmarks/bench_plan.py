@@ -104,7 +104,8 @@ class ImageObject:
 
 
 def objects(records: int) -> dict[str, float]:
-    table = pq.ParquetFile(manifest_path(records)).read_row_groups([0, 1]).slice(0, OBJECTS)
+    file = pq.ParquetFile(manifest_path(records))
+    table = file.read_row_groups(list(range(min(2, file.num_row_groups)))).slice(0, OBJECTS)
     before, began = private_mb(), time.perf_counter()
     buckets = [(height, width) for height, width in bucket_table(SDXL_TABLE).tolist()]
     held = {row["id"]: ImageObject(row, buckets) for batch in table.to_batches(2048) for row in batch.to_pylist()}
