@@ -192,7 +192,9 @@ def steps(records: int) -> dict[str, float]:
         "first_at_100000": first,
         "at_0": timed(lambda step: plan.step(step, 3, RANKS), range(200)),
         "at_100000": timed(lambda step: plan.step(step, 3, RANKS), range(100_000, 100_200)),
-        "over_an_epoch_end": timed(lambda step: plan.step(step, 3, RANKS), range(per_epoch - 50, per_epoch + 50)),
+        "over_an_epoch_end": timed(
+            lambda step: plan.step(step, 3, RANKS), range(max(0, per_epoch - 50), per_epoch + 50)
+        ),
         "whole_step": timed(plan.step, range(100_000, 100_050)),
         "with_classes": timed(lambda step: classes.step(step, 3, RANKS), range(100_000, 100_100)),
     }
