@@ -76,7 +76,7 @@ def alone(vae: AutoencoderKL, batches: list[np.ndarray]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=24, help="in two units")
-    parser.add_argument("--area", type=int, default=192)
+    parser.add_argument("--area", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
