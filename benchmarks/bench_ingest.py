@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measurement import record
+from measurement import peak_memory, record
 
 TAGS = [f"tag_number_{number}" for number in range(20_000)]
 PER_FOLDER = 1_000
@@ -113,13 +112,9 @@ def measured(work: Callable[..., int], *arguments: object) -> tuple[int, float, 
 def _measure(work: Callable[..., int], arguments: Sequence[object]) -> tuple[int, float, int]:
     import sumizome.data.ingest  # noqa: F401 — what imports take is not the rows'
 
-    before, start = _peak(), time.process_time()
+    before, start = peak_memory(), time.process_time()
     found = work(*arguments)
-    return found, time.process_time() - start, _peak() - before
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return found, time.process_time() - start, peak_memory() - before
 
 
 def main() -> None:

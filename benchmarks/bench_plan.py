@@ -9,7 +9,6 @@ the kernel takes them back when it needs them. Cost of a micro-batch = pixels of
 
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from measurement import record
+from measurement import peak_memory, record
 from synthetic_manifest import made_sizes, make_manifest
 
 from sumizome.data.batch_plan import BatchPlan
@@ -54,10 +53,6 @@ def private_mb() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024 / 1e6
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
 def plan_of(sizes: np.ndarray, repeats: np.ndarray, config: BucketConfig = SDXL_TABLE) -> BatchPlan:
     table = bucket_table(config)
     return BatchPlan(
@@ -80,7 +75,7 @@ def start(records: int) -> dict[str, float]:
     opened = time.perf_counter() - began
     plan_of(picture_sizes(columns), columns.column("repeats")).step(0, 0, RANKS)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "opened": opened, "cpu": time.process_time() - cpu, "peak": peak_mb()}
+    return {"seconds": seconds, "opened": opened, "cpu": time.process_time() - cpu, "peak": peak_memory() / 1e6}
 
 
 def plain_read(records: int) -> dict[str, float]:
@@ -88,7 +83,7 @@ def plain_read(records: int) -> dict[str, float]:
     table = pq.read_table(manifest_path(records))
     seconds = time.perf_counter() - began
     assert len(table) == records
-    return {"seconds": seconds, "peak": peak_mb()}
+    return {"seconds": seconds, "peak": peak_memory() / 1e6}
 
 
 class ImageObject:
@@ -166,7 +161,7 @@ def held(records: int, strength: float = 0.5) -> dict[str, float]:
     )
     seconds = time.perf_counter() - began
     batches = timed(lambda step: loader.step(step), range(1000, 1200))
-    return {"seconds": seconds, "held": private_mb() - before, "batch_ms": batches, "peak": peak_mb()}
+    return {"seconds": seconds, "held": private_mb() - before, "batch_ms": batches, "peak": peak_memory() / 1e6}
 
 
 def timed(work: Callable[[int], Any], steps: range) -> float:

@@ -7,7 +7,6 @@ same column (`value_counts` of all tags), which knows no categories and no weigh
 """
 
 import argparse
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,16 +17,11 @@ import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measurement import record
+from measurement import peak_memory, record
 from synthetic_tags import synthetic_categories, synthetic_tags, vocabulary
 
 from sumizome.data.tag_codes import code_tags
 from sumizome.data.tags import TagWeightConfig, tag_counts, tag_loss_weights, weigh
-
-
-def _peak() -> float:
-    """MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def main() -> None:
@@ -39,7 +33,7 @@ def main() -> None:
     repeats = np.ones(count, np.int32)
     table = pa.table({"tags": tags, "repeats": repeats})
     categories, config = synthetic_categories(words), TagWeightConfig(strength=0.5)
-    column = _peak()
+    column = peak_memory() / 1e6
     record("tags: pictures", count, "pictures", better="higher")
     record("tags: memory of the column before", column, "MB", better="lower")
 
@@ -55,7 +49,7 @@ def main() -> None:
         ),
     ):
         record(name, _seconds(work), "s", better="lower", peer=plain, peer_value=peer)
-        record(f"{name}: peak beyond the column", _peak() - column, "MB", better="lower")
+        record(f"{name}: peak beyond the column", peak_memory() / 1e6 - column, "MB", better="lower")
 
 
 def _seconds(work: object) -> float:

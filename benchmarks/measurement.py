@@ -6,10 +6,12 @@ Speed is a ratio: `peer_value` is what a named peer, or the bare limit, did in t
 import json
 import os
 import platform
+import re
 import sys
+from pathlib import Path
 from typing import Literal
 
-__all__ = ["machine", "progress", "record"]
+__all__ = ["machine", "peak_memory", "progress", "record"]
 
 
 def record(
@@ -44,6 +46,16 @@ def record(
 def progress(text: str) -> None:
     """Says on standard error what is being done, at once: measuring takes minutes."""
     print(text, file=sys.stderr, flush=True)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held since its program began (Linux).
+
+    Not `getrusage`'s: that one is handed down by a parent that was larger when it started this process.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def _rounded(value: float | None) -> float | None:
