@@ -41,12 +41,13 @@ def measure_overhead(folder: Path, rounds: int) -> None:
     config = tiny_config(folder, steps=WARM + (rounds + 2) * BLOCK)
     with hold_run_dir(config.run_dir):
         trainer, _ = build_trainer(config)
+        task = trainer.task
         batches = [batch for step in range(BLOCK) for batch in trainer.loader.step(10**6 + step)]
         with closing(trainer.steps()) as reports:
             steps = {
                 "the whole loop": lambda: next(reports),
-                "bare": bare_loop(trainer.model, trainer.optimizer, trainer.objective, batches),
-                "diffusers under accelerate": accelerate_loop(trainer.model, batches, folder, config.log_every),
+                "bare": bare_loop(task.model, trainer.optimizer, task.objective, batches),
+                "diffusers under accelerate": accelerate_loop(task.model, batches, folder, config.log_every),
             }
             for step in steps.values():
                 for _ in range(WARM):

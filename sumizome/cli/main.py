@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": "measure models: colours, tags, distance from the data, loss by timestep; one page, N compared",
     "figures": "draw the report's figures on your own model, each with a number under it",
     "export": "write a trained model as a diffusers folder or one safetensors file",
+    "vae train": "finetune a VAE's decoder on your pictures; latents stay valid",
     "inspect": "say what a model file is, what is wrong with it, what each program makes of it",
     "mend": "write a corrected copy of a model: marks, metadata, dtype, VAE, layout",
     "merge": "average models, or add the difference of two to a third",

@@ -4,6 +4,7 @@ Takes the config apart; nothing below sees more of it than its own part. Every r
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.models.vae import apply_latent_statistics
 from sumizome.seeds import derive_seed
 from sumizome.settings import as_mapping
-from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, remove_unfinished
+from sumizome.train.checkpoint import SavedCheckpoint
 from sumizome.train.config import TrainConfig
+from sumizome.train.denoising import Denoising
+from sumizome.train.efficiency import Efficiency, device_peak
 from sumizome.train.ema import Ema
-from sumizome.train.mirror import CheckpointMirror
+from sumizome.train.going_on import build_saver, go_on
 from sumizome.train.observers import build_observers
 from sumizome.train.offload import offload
 from sumizome.train.optim import build_optimizer
@@ -36,16 +39,12 @@ from sumizome.train.precision import Precision, build_precision
 from sumizome.train.run_dir import (
     base_digests,
     check_base_model,
-    read_run_config,
-    record_run,
     table_digest,
     trained_networks,
     trained_parameters,
 )
-from sumizome.train.run_readme import code_facts, data_facts, machine_facts, write_readme
-from sumizome.train.saver import Saver
+from sumizome.train.run_readme import data_facts, write_readme
 from sumizome.train.stages import StagedLoader
-from sumizome.train.state import restore
 from sumizome.train.step import Objective
 from sumizome.train.trainer import Trainer
 
@@ -78,27 +77,27 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
         facts["latents_of_stages"] = loader.fingerprints
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     objective = Objective(schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type))
-    checkpoints = config.run_dir / "checkpoints"
-    mirror = CheckpointMirror(config.checkpoint.mirror, config.checkpoint.keep) if config.checkpoint.mirror else None
+    peak = device_peak(ranks.device, config.precision, config.peak_tflops)
     trainer = Trainer(
         config=config,
-        model=model,
-        objective=objective,
+        task=Denoising(
+            model,
+            objective,
+            config.max_chunks,
+            config.seed,
+            config.timestep_sampling,
+            config.timestep_shift_from,
+        ),
         loader=loader,
         parameters=parameters,
         optimizer=build_optimizer(config.optim, parameters, config.seed),
         ema=Ema(config.ema, parameters),
-        saver=Saver(
-            checkpoints,
-            ranks,
-            keep=config.checkpoint.keep,
-            asynchronous=config.checkpoint.asynchronous,
-            mirror=mirror,
-        ),
+        saver=build_saver(config, ranks),
         facts=facts,
         ranks=ranks,
         parallel=parallel,
         precision=precision,
+        efficiency=Efficiency(model, text_is_trained=config.optim.text_encoder_lr > 0, peak=peak),
         observers=build_observers(
             config,
             model,
@@ -110,29 +109,11 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
             base=(facts["base_prediction"]["prediction_type"], _base_schedule(facts)),
         ),
     )
-    ranks.first(lambda: remove_unfinished(checkpoints))
-    complaints = ranks.first(lambda: mirror.bring_back(checkpoints)) if mirror else []
-    saved, damages = latest_checkpoint(checkpoints, ranks=ranks)
-    complaints += [f"{damage}; going on from the checkpoint before it" for damage in damages]
-    if saved is not None:
-        complaints += ranks.first(lambda: _lr_complaint(config))
-        _check_origin(trainer, saved)
-    environment = {
-        **code_facts(),
-        **machine_facts(ranks.device),
+    told = {
         "data": data_facts(loader.loaders if isinstance(loader, StagedLoader) else [loader]),
         **table_digest(config.tag_weights.table),
-        "device": str(ranks.device),
-        "ranks": ranks.world,
-        "strategy": parallel.strategy,
     }
-    ranks.first(lambda: record_run(config, {**facts, **environment}))
-    ranks.first(lambda: write_readme(config, {**facts, **environment}))
-    ranks.first(lambda: checkpoints.mkdir(exist_ok=True))
-    if saved is not None:
-        restore(saved, trainer.parameters, trainer.optimizer, trainer.ema)
-        trainer.steps_done = trainer.saver.saved_step = saved.step
-    return trainer, complaints
+    return trainer, go_on(trainer, told, partial(_check_origin, trainer), partial(write_readme, config))
 
 
 def _check_memory_savers(config: TrainConfig, strategy: str) -> None:
@@ -227,17 +208,6 @@ def _open_latents(config: TrainConfig, latents: Path, facts: dict[str, Any]) -> 
     cache.require(vae_digest=facts["base_model"]["vae"])
     statistics = stated_statistics(config.latent_statistics)
     return cache.normalised_by(*statistics) if statistics else cache
-
-
-def _lr_complaint(config: TrainConfig) -> list[str]:
-    """A word on a learning rate that depends on the run's length, when the length changes."""
-    before = read_run_config(config.run_dir).steps
-    if before == config.steps or config.optim.lr_schedule == "constant":
-        return []
-    return [
-        f"steps was {before} and is now {config.steps}: from here on the {config.optim.lr_schedule} learning rate is "
-        f"that of {config.steps} steps, so this is not the run that {config.steps} steps from the start would have been"
-    ]
 
 
 def _check_origin(trainer: Trainer, saved: SavedCheckpoint) -> None:
