@@ -33,6 +33,8 @@ COMMANDS = {
     "figures": "draw the report's figures on your own model, each with a number under it",
     "export": "write a trained model as a diffusers folder or one safetensors file",
     "vae train": "finetune a VAE's decoder on your pictures; latents stay valid",
+    "vae evaluate": "measure decoders on held-out pictures, before and after, beside JPEG; one page",
+    "vae bake": "put a finetuned decoder into a model, and say whether it is safe in fp16 and in tiles",
     "inspect": "say what a model file is, what is wrong with it, what each program makes of it",
     "mend": "write a corrected copy of a model: marks, metadata, dtype, VAE, layout",
     "merge": "average models, or add the difference of two to a third",

@@ -32,8 +32,7 @@ class Lpips(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.slices = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(sizes))
-            for sizes in _CHANNELS
+            nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(sizes)) for sizes in _CHANNELS
         )
         self.weights = nn.ParameterList(torch.zeros(sizes[-1]) for sizes in _CHANNELS)
         self.register_buffer("shift", torch.tensor(_SHIFT)[None, :, None, None], persistent=False)
