@@ -44,7 +44,7 @@ HALF_MAX = 65504.0
 _MARGIN = 4.0
 """Other pictures go higher than those that were looked at: what is nearer to the limit than this is not called safe."""
 TILE_TOLERANCE = 0.5
-"""dB by which the tiles of a finetuned decoder may agree less with the whole picture than those of the untouched one."""
+"""dB by which tiles of a finetuned decoder may agree less with the whole picture than those of the untouched one."""
 
 
 @dataclass(frozen=True)
