@@ -43,14 +43,14 @@ def run_session(
         for warning in warnings:
             say(f"sumizome: warning: {warning}")
         say(opening(trainer))
-        finished = _train(trainer, config.steps, say)
-        if finished:
-            say(closing_words(trainer))
+        finished = _train(trainer, config.steps, say, closing_words)
     if not finished:
         raise SystemExit(EXIT_STOPPED)
 
 
-def _train(trainer: "Trainer", steps: int, say: Callable[[str], None]) -> bool:
+def _train(
+    trainer: "Trainer", steps: int, say: Callable[[str], None], closing_words: "Callable[[Trainer], str]"
+) -> bool:
     """Whether all steps are done."""
     if trainer.steps_done >= steps:
         say(f"{trainer.config.run_dir}: already at step {trainer.steps_done}; raise --steps to train further")
@@ -65,6 +65,7 @@ def _train(trainer: "Trainer", steps: int, say: Callable[[str], None]) -> bool:
     if trainer.steps_done < steps:
         say(f"stopped after step {trainer.steps_done}, saved; the same command goes on from there")
         return False
+    say(closing_words(trainer))
     return True
 
 

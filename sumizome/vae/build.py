@@ -19,7 +19,7 @@ from sumizome.data.manifest import load_manifest
 from sumizome.distributed.parallelize import parallelize, resolve_strategy
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError, ModelError
-from sumizome.files import write_atomically
+from sumizome.files import sha256_of, write_atomically
 from sumizome.models.networks import building_blocks
 from sumizome.models.vae import model_digest, vae_digest, vae_factor
 from sumizome.models.vae_file import load_vae
@@ -33,7 +33,7 @@ from sumizome.vae.config import VaeTrainConfig
 from sumizome.vae.crop_loader import CropLoader, build_crop_loader
 from sumizome.vae.decoding import Decoding, trained_networks
 from sumizome.vae.discriminator import build_discriminator
-from sumizome.vae.losses import build_perceptual
+from sumizome.vae.losses import DecoderLossConfig, build_perceptual
 from sumizome.vae.picture_source import PictureSource
 from sumizome.vae.regions import open_masks
 from sumizome.vae.watching import build_observers
@@ -57,7 +57,7 @@ def build_vae_trainer(config: VaeTrainConfig, ranks: Ranks | None = None) -> tup
     facts = {"base_model": {"vae": vae_digest(vae), "encoder": encoder_digest(vae)}}
     vae.requires_grad_(False)
     loader = _build_loader(config, vae, ranks)
-    facts["pictures"] = _pictures_digest(loader.source)
+    facts["origin"] = _origin(loader.source, config.losses)
     discriminator = build_discriminator(config.adversarial, config.seed)
     if discriminator is not None:
         discriminator.to(ranks.device)
@@ -154,10 +154,16 @@ def _build_loader(config: VaeTrainConfig, vae: AutoencoderKL, ranks: Ranks) -> C
     )
 
 
-def _pictures_digest(source: PictureSource) -> str:
-    """What a run goes on with: the same rows, and the same latents where it has any."""
-    cached = "" if source.cache is None else f" {source.cache.fingerprint.digest}"
-    return f"{source.manifest.digest}{cached}"
+def _origin(source: PictureSource, losses: DecoderLossConfig) -> dict[str, str]:
+    """Digests of what a run goes on with: the same rows, and the same latents, masks and features where it has any."""
+    found = {"manifest": source.manifest.digest}
+    if source.cache is not None:
+        found["latents"] = source.cache.fingerprint.digest
+    if source.masks is not None:
+        found["masks"] = source.masks.digest
+    if losses.lpips_weights is not None:
+        found["lpips_weights"] = sha256_of(losses.lpips_weights)
+    return found
 
 
 def _data_facts(loader: CropLoader) -> dict[str, Any]:
@@ -176,10 +182,12 @@ def _check_origin(trainer: Trainer, saved: SavedCheckpoint) -> None:
     where = trainer.config.run_dir
     if saved.facts.get("base_model") != trainer.facts["base_model"]:
         raise CheckpointError(f"{where}: it was trained from another VAE; give the model that it was started with")
-    if saved.facts.get("pictures") != trainer.facts["pictures"]:
+    before, now = saved.facts.get("origin", {}), trainer.facts["origin"]
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
         raise CheckpointError(
-            f"{where}: it was trained on other pictures than the manifest has now; give the one it was started with, "
-            "or another run_dir"
+            f"{where}: it was trained with other {changed[0].replace('_', ' ')} than are there now; give what it was "
+            "started with, or another run_dir"
         )
 
 

@@ -60,7 +60,7 @@ class Close:
 
 
 def held_out_windows(source: PictureSource, count: int, side: int) -> Iterator[tuple[str, Canvas]]:
-    """(id, the window of at most `side` px a side in its middle) of each held-out picture.
+    """(id, the window of at most `side` px a side in its middle) of each held-out picture of 32 px or more.
 
     Raises: ConfigError if there is none. DataError for a picture that cannot be read.
     """

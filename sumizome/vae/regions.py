@@ -4,6 +4,7 @@ A mask is a picture of its own, at the path of the picture below a folder of mas
 white counts `mask_weight` times, black once, grey between. It is resized to the picture.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -39,6 +40,12 @@ class Masks:
     folder: Path
     names: frozenset[str]
     """Posix paths below it, without their ending."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex of the masks' names and sizes: another set of them is told, an edit of the same size is not."""
+        listed = sorted((name, (self.folder / f"{name}.png").stat().st_size) for name in self.names)
+        return hashlib.sha256(repr(listed).encode()).hexdigest()
 
     def __contains__(self, picture: str) -> bool:
         return _stem(picture) in self.names

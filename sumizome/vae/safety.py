@@ -41,6 +41,7 @@ __all__ = [
 
 HALF_MAX = 65504.0
 """The largest finite float16."""
+_LARGEST = torch.finfo(torch.float32).max
 _MARGIN = 4.0
 """Other pictures go higher than those that were looked at: what is nearer to the limit than this is not called safe."""
 TILE_TOLERANCE = 0.5
@@ -77,8 +78,9 @@ def record_maxima(networks: dict[str, nn.Module]) -> Iterator[dict[str, float]]:
     def note(name: str) -> object:
         def hook(_: nn.Module, __: object, output: object) -> None:
             if isinstance(output, Tensor):
-                largest = float(output.detach().abs().max())
-                found[name] = max(found.get(name, 0.0), largest if np.isfinite(largest) else np.inf)
+                # NaN counts as the largest number there is.
+                largest = float(output.detach().float().nan_to_num(nan=_LARGEST, posinf=_LARGEST).abs().max())
+                found[name] = max(found.get(name, 0.0), largest)
 
         return hook
 
@@ -113,7 +115,7 @@ class TileReport:
     tile: int
     """px"""
     psnr: float
-    """Of the tiled decode against the whole one, dB, over all pictures; infinite where all fit into a tile."""
+    """Of the tiled decode against the whole one, dB, over all pictures; 100 where all fit into a tile."""
     largest: float
     """Largest difference of a pixel's channel, levels of 255."""
 
@@ -127,8 +129,7 @@ def tile_difference(vae: AutoencoderKL, pictures: Sequence[Canvas], tile: int) -
         squared += float(difference.square().sum())
         count += difference.numel()
         largest = max(largest, float(difference.abs().max()))
-    psnr = -10 * np.log10(squared / count) if squared else np.inf
-    return TileReport(tile, float(psnr), 255 * largest)
+    return TileReport(tile, float(-10 * np.log10(max(squared / count, 1e-10))), 255 * largest)
 
 
 def tile_verdict(before: TileReport, after: TileReport) -> tuple[bool, str]:
