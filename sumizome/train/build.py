@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 
+from sumizome.data.batch_plan import check_world
 from sumizome.data.latent_statistics import stated_statistics
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import BatchLoader, build_loader
 from sumizome.data.shard_cache import CacheConfig
 from sumizome.data.store import is_remote
 from sumizome.diffusion.loss import build_loss
-from sumizome.diffusion.schedule import NoiseSchedule, ScheduleConfig, build_noise_schedule
-from sumizome.distributed.parallelize import Parallel, parallelize, resolve_strategy
+from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
+from sumizome.distributed.parallelize import Parallel, parallelize, put_shard, resolve_strategy
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError, ConfigError
 from sumizome.inference import check_canvas
+from sumizome.models.model_weights import fill_shards
 from sumizome.models.networks import building_blocks
-from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.models.sdxl import Component, SDXLModel, load_model
 from sumizome.models.vae import apply_latent_statistics
 from sumizome.seeds import derive_seed
 from sumizome.settings import as_mapping
@@ -39,13 +41,14 @@ from sumizome.train.precision import Precision, build_precision
 from sumizome.train.run_dir import (
     base_digests,
     check_base_model,
+    stored_digests,
     table_digest,
     trained_networks,
     trained_parameters,
 )
 from sumizome.train.run_readme import data_facts, write_readme
 from sumizome.train.stages import StagedLoader
-from sumizome.train.step import Objective
+from sumizome.train.step import Objective, build_timestep_draw
 from sumizome.train.trainer import Trainer
 
 __all__ = ["build_trainer"]
@@ -61,33 +64,63 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     Raises: ConfigError, ModelError, ShardError, CheckpointError as their parts do, before anything is trained.
     """
     ranks = ranks or Ranks()
-    # Absolute, so that the recorded config means the same from any directory.
+    config = _with_absolute_paths(config)
+    _check_ranks(config, ranks)  # before anything is loaded
+    trainer = _new_trainer(config, ranks)
+    loader = trainer.loader
+    told = {
+        "data": data_facts(loader.loaders if isinstance(loader, StagedLoader) else [loader]),
+        **table_digest(config.tag_weights.table),
+    }
+    return trainer, go_on(trainer, told, partial(_check_origin, trainer), partial(write_readme, config))
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The recorded config then means the same from any directory."""
     stages = tuple(
         replace(stage, latents=str(_absolute(Path(stage.latents)))) if stage.latents else stage
         for stage in config.stage
     )
-    config = replace(config, model=config.model.resolve(), latents=_absolute(config.latents), stage=stages)
-    _check_memory_savers(config, resolve_strategy(config.parallel, ranks))  # before anything is loaded
+    return replace(config, model=config.model.resolve(), latents=_absolute(config.latents), stage=stages)
+
+
+def _absolute(latents: Path) -> Path:
+    return latents if is_remote(latents) else latents.resolve()
+
+
+def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    """Raises: ConfigError for a setting that is not for so many ranks, in any stage."""
+    strategy = resolve_strategy(config.parallel, ranks)
+    for span in config.spans():
+        check_world(span.micro_batches_per_step, ranks.world)
+    if config.optim.fused_backward and strategy != "none":
+        raise ConfigError(
+            f"optim.fused_backward is for one device, here several train together ({strategy}); set it to false"
+        )
+    if config.optim.name == "adamw8bit" and strategy in ("fsdp", "hybrid"):
+        raise ConfigError(
+            f'optim.name = "adamw8bit" cannot be cut over ranks ({strategy}); take "adamw" or parallel.strategy = "ddp"'
+        )
+
+
+def _new_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
+    """At step 0, from the base model."""
     precision = build_precision(config.precision, ranks.device)
     schedule = build_noise_schedule(config.schedule)
     model, facts, parallel = _build_model(config, ranks, precision)
     loader = _build_loader(config, facts, ranks)
-    facts = {**facts, "latents": loader.fingerprint}
+    facts |= {"latents": loader.fingerprint}
     if isinstance(loader, StagedLoader):
-        facts["latents_of_stages"] = loader.fingerprints
+        facts |= {"latents_of_stages": loader.fingerprints}
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     objective = Objective(schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type))
+    draw_timesteps = build_timestep_draw(config.timestep_sampling, schedule, config.seed, config.timestep_shift_from)
     peak = device_peak(ranks.device, config.precision, config.peak_tflops)
-    trainer = Trainer(
+    base = facts["base_prediction"]
+    base_schedule = build_noise_schedule(ScheduleConfig(**base["schedule"]))
+    return Trainer(
         config=config,
-        task=Denoising(
-            model,
-            objective,
-            config.max_chunks,
-            config.seed,
-            config.timestep_sampling,
-            config.timestep_shift_from,
-        ),
+        task=Denoising(model, objective, draw_timesteps, config.max_chunks),
         loader=loader,
         parameters=parameters,
         optimizer=build_optimizer(config.optim, parameters, config.seed),
@@ -106,73 +139,52 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
             precision,
             parallel,
             ranks,
-            base=(facts["base_prediction"]["prediction_type"], _base_schedule(facts)),
+            base=(base["prediction_type"], base_schedule),
         ),
     )
-    told = {
-        "data": data_facts(loader.loaders if isinstance(loader, StagedLoader) else [loader]),
-        **table_digest(config.tag_weights.table),
-    }
-    return trainer, go_on(trainer, told, partial(_check_origin, trainer), partial(write_readme, config))
-
-
-def _check_memory_savers(config: TrainConfig, strategy: str) -> None:
-    """Raises: ConfigError for a setting that works on one device alone."""
-    if config.optim.fused_backward and strategy != "none":
-        raise ConfigError(
-            f"optim.fused_backward is for one device, here several train together ({strategy}); set it to false"
-        )
-    if config.optim.name == "adamw8bit" and strategy in ("fsdp", "hybrid"):
-        raise ConfigError(
-            f'optim.name = "adamw8bit" cannot be cut over ranks ({strategy}); take "adamw" or parallel.strategy = "ddp"'
-        )
 
 
 def _build_model(config: TrainConfig, ranks: Ranks, precision: Precision) -> tuple[SDXLModel, dict[str, Any], Parallel]:
     """The base model, spread over the ranks, with gradients on what is trained; and its digests.
 
-    The VAE, which only previews use, stays frozen and whole, as do text encoders that are not trained.
+    The VAE, which only previews use, stays frozen and whole, as do text encoders that are not trained. What is cut up
+    is never whole in any rank's memory: it is cut on the meta device, and each rank fills its shards from the file.
     """
+    text_is_trained = config.optim.text_encoder_lr > 0
     sharded = resolve_strategy(config.parallel, ranks) in ("fsdp", "hybrid")
-    # A model that is to be cut up is loaded in main memory: no device needs to hold it whole.
-    model = load_model(config.model, device="cpu" if sharded else ranks.device)
-    digests = base_digests(model)  # of the base model's own float32 weights, whatever they are trained in
+    cut: tuple[Component, ...] = ("unet", "text_encoders") if text_is_trained else ("unet",)
+    model = load_model(config.model, device=ranks.device, without_weights=cut if sharded else ())
+    # Of the base model's own float32 weights, whatever they are trained in.
+    digests = ranks.first(lambda: stored_digests(model)) if sharded else base_digests(model)
+    # How the run predicts, not how its base did: previews must sample what is being learned.
+    base = {"prediction_type": model.prediction_type, "schedule": as_mapping(model.schedule_config)}
+    model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    _prepare_networks(model, config, precision)
+    trained = trained_networks(model, text_is_trained)
+    parallel = parallelize(
+        trained, building_blocks, ranks, config.parallel, activation_checkpointing=config.gradient_checkpointing
+    )
+    if sharded:
+        fill_shards(config.model, trained, ranks.device, put_shard)
+    if config.offload_text_encoders:
+        for encoder in model.text_encoders:
+            offload(encoder.to("cpu"), ranks.device)
+    return model, {"base_model": digests, "base_prediction": base}, parallel
+
+
+def _prepare_networks(model: SDXLModel, config: TrainConfig, precision: Precision) -> None:
+    """Number format, gradients where they are wanted, and the VAE's statistics; checks that previews can be drawn."""
     statistics = stated_statistics(config.latent_statistics)
     if statistics:  # previews decode with these
         apply_latent_statistics(model.vae, *statistics)
     for name, network in model.networks().items():
         if name != "vae" and precision.weights != torch.float32:
             network.to(precision.weights)
-    # How the run predicts, not how its base did: previews must sample what is being learned.
-    base = {"prediction_type": model.prediction_type, "schedule": as_mapping(model.schedule_config)}
-    model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
     if config.preview.every:
         check_canvas(model, config.preview.canvas)
     model.vae.requires_grad_(False)
     model.unet.requires_grad_(True).train()
     model.text_encoders.requires_grad_(config.optim.text_encoder_lr > 0)
-    parallel = parallelize(
-        trained_networks(model, config.optim.text_encoder_lr > 0),
-        building_blocks,
-        ranks,
-        config.parallel,
-        activation_checkpointing=config.gradient_checkpointing,
-    )
-    if config.offload_text_encoders:
-        model.unet.to(ranks.device)
-        model.vae.to(ranks.device)
-        for encoder in model.text_encoders:
-            offload(encoder.to("cpu"), ranks.device)
-        return model, {"base_model": digests, "base_prediction": base}, parallel
-    return model.to(ranks.device), {"base_model": digests, "base_prediction": base}, parallel
-
-
-def _base_schedule(facts: dict[str, Any]) -> NoiseSchedule:
-    return build_noise_schedule(ScheduleConfig(**facts["base_prediction"]["schedule"]))
-
-
-def _absolute(latents: Path) -> Path:
-    return latents if is_remote(latents) else latents.resolve()
 
 
 def _build_loader(config: TrainConfig, facts: dict[str, Any], ranks: Ranks) -> BatchLoader | StagedLoader:

@@ -1,6 +1,5 @@
 """The report's task: latents are noised, a U-Net says what was done to them. The arithmetic is `step`'s."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,7 @@ import torch
 from sumizome.data.loader import TrainBatch
 from sumizome.models.sdxl import SDXLModel
 from sumizome.shapes import Timesteps
-from sumizome.train.step import (
-    Objective,
-    TimestepSampling,
-    draw_timesteps,
-    shifted_timesteps,
-    training_loss,
-)
+from sumizome.train.step import DrawTimesteps, Objective, training_loss
 from sumizome.train.task import Place, StepLoss
 
 __all__ = ["Denoising"]
@@ -28,11 +21,8 @@ class Denoising:
 
     model: SDXLModel
     objective: Objective
+    draw_timesteps: DrawTimesteps
     max_chunks: int
-    seed: int
-    timestep_sampling: TimestepSampling = "stratified"
-    timestep_shift_from: int = 0
-    """Side in pixels of the square canvas that the schedule suits; 0 = off."""
     clipped_apart: tuple[str, ...] = ()
 
     @property
@@ -43,14 +33,7 @@ class Denoising:
         """The timestep of each sample."""
         rows = len(batch.seeds)
         positions = (place.micro_batch * rows + torch.arange(rows)) / (place.micro_batches * rows)
-        timesteps = draw_timesteps(
-            self.timestep_sampling, self.num_timesteps, batch.seeds, self.seed, place.step, positions
-        )
-        if self.timestep_shift_from:
-            height, width = batch.time_ids[0, 4:].tolist()  # the bucket, px
-            factor = math.sqrt(height * width) / self.timestep_shift_from
-            timesteps = shifted_timesteps(self.objective.schedule, factor)[timesteps]
-        return timesteps
+        return self.draw_timesteps(batch, place.step, positions)
 
     def loss(self, batch: TrainBatch, drawn: Timesteps) -> StepLoss:
         """The loss of each sample at its timestep."""

@@ -12,6 +12,7 @@ from sumizome.train.mirror import CheckpointMirror
 from sumizome.train.run_dir import record_run, recorded_settings
 from sumizome.train.run_readme import code_facts, machine_facts
 from sumizome.train.saver import Saver
+from sumizome.train.stages import span_at
 from sumizome.train.state import restore
 from sumizome.train.task import RunSettings
 from sumizome.train.trainer import Trainer
@@ -46,7 +47,8 @@ def go_on(
     saved, damages = latest_checkpoint(checkpoints, ranks=ranks)
     complaints += [f"{damage}; going on from the checkpoint before it" for damage in damages]
     if saved is not None:
-        complaints += ranks.first(lambda: _lr_complaint(config))
+        step = saved.step
+        complaints += ranks.first(lambda: _lr_complaint(config, step))
         check_origin(saved)
     facts = {
         **trainer.facts,
@@ -66,12 +68,12 @@ def go_on(
     return complaints
 
 
-def _lr_complaint(config: RunSettings) -> list[str]:
-    """A word on a learning rate that depends on the run's length, when the length changes."""
-    before = recorded_settings(config).steps
-    if before == config.steps or config.optim.lr_schedule == "constant":
+def _lr_complaint(config: RunSettings, step: int) -> list[str]:
+    """A word on a learning rate that depends on its stage's length, when that changes after the stage has begun."""
+    before, now = (span_at(each.spans(), step) for each in (recorded_settings(config), config))
+    if config.optim.lr_schedule == "constant" or before.number != now.number or before.last == now.last:
         return []
     return [
-        f"steps was {before} and is now {config.steps}: from here on the {config.optim.lr_schedule} learning rate is "
-        f"that of {config.steps} steps, so this is not the run that {config.steps} steps from the start would have been"
+        f"steps was {before.last} and is now {now.last}: from here on the {config.optim.lr_schedule} learning rate is "
+        f"that of {now.last} steps, so this is not the run that {now.last} steps from the start would have been"
     ]

@@ -4,10 +4,11 @@ Nothing here branches on configuration: what varies (loss, schedule, prediction 
 in as values and callables. All randomness is a function of the sample's seed or of (run seed, step, position).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -24,9 +25,11 @@ from sumizome.shapes import Latents, PerSample, Timesteps
 from sumizome.train.task import StepLoss
 
 __all__ = [
+    "DrawTimesteps",
     "Objective",
     "StepLoss",
     "TimestepSampling",
+    "build_timestep_draw",
     "condition",
     "denoising_loss",
     "draw_noise",
@@ -36,6 +39,9 @@ __all__ = [
 ]
 
 TimestepSampling = Literal["stratified", "uniform"]
+
+DrawTimesteps: TypeAlias = Callable[[TrainBatch, int, Float[Tensor, " b"]], Timesteps]
+"""(batch, step, positions of its samples in the global batch, in [0, 1)) → a timestep for each sample, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,21 @@ def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> tuple[UNe
 def draw_noise(seeds: Int[Tensor, " b"], shape: tuple[int, ...]) -> Latents:
     """Unit Gaussian noise [b, *shape], float32 on the CPU: each sample's own seed alone decides its noise."""
     return torch.stack([torch.randn(shape, generator=generator(seed, "noise")) for seed in seeds.tolist()])
+
+
+def build_timestep_draw(
+    sampling: TimestepSampling, schedule: NoiseSchedule, run_seed: int, shift_from: int = 0
+) -> DrawTimesteps:
+    """How a run draws timesteps; `shift_from` is the side in px of the canvas that the schedule suits, 0 = any."""
+
+    def draw(batch: TrainBatch, step: int, positions: Float[Tensor, " b"]) -> Timesteps:
+        return draw_timesteps(sampling, schedule.num_timesteps, batch.seeds, run_seed, step, positions)
+
+    def draw_shifted(batch: TrainBatch, step: int, positions: Float[Tensor, " b"]) -> Timesteps:
+        height, width = batch.time_ids[0, 4:].tolist()  # the bucket, px
+        return shifted_timesteps(schedule, math.sqrt(height * width) / shift_from)[draw(batch, step, positions)]
+
+    return draw_shifted if shift_from else draw
 
 
 def draw_timesteps(

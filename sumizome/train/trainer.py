@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sumizome.data.batch_plan import share
-from sumizome.distributed.parallelize import Parallel, whole
+from sumizome.distributed.parallelize import Parallel
 from sumizome.distributed.runtime import Ranks
 from sumizome.distributed.watchdog import Watchdog
 from sumizome.errors import NonFiniteError
@@ -25,7 +25,7 @@ from sumizome.train.checkpoint import Checkpoint
 from sumizome.train.efficiency import Efficiency, memory_in_use
 from sumizome.train.ema import Ema
 from sumizome.train.fused_backward import FusedBackward
-from sumizome.train.gradient_norms import norms_by_part
+from sumizome.train.gradient_norms import GradientNorms, global_norm
 from sumizome.train.metrics import Metrics, NoMetrics, SampleLog, Window
 from sumizome.train.observers import Observer
 from sumizome.train.optim import apply_lr, lr_factor
@@ -90,11 +90,10 @@ class Trainer:
         self._spans = self.config.spans()
         self._stage = span_at(self._spans, self.steps_done)
         self._window = Window(self.task.num_timesteps)
-        apart = self.task.clipped_apart
-        together = {name: next((a for a in apart if name.startswith(a)), "") for name in self.parameters}
-        self._clipped = [
-            [p for name, p in self.parameters.items() if together[name] == group] for group in ("", *apart)
-        ]
+        self._gradient_norms = GradientNorms(self.parameters)
+        self._clipped: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            self._clipped.setdefault(_network_apart(name, self.task.clipped_apart), []).append(parameter)
         self._pace = Pace(self.device)
         self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
         self._sample_log: SampleLog | None = None
@@ -115,6 +114,7 @@ class Trainer:
             stack.enter_context(self._watchdog)
             batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done))
             try:
+                self._enter_stage(metrics)
                 if not self.steps_done:
                     self._look(metrics, [observer for observer in self.observers if observer.before_training])
                 while self.steps_done < self.config.steps and not self._agreed.stop:
@@ -198,18 +198,21 @@ class Trainer:
         """Scales the gradients down to the largest norm allowed; returns the norm that they had, all together."""
         if isinstance(self.optimizer, FusedBackward):
             return self.optimizer.grad_norm()
+        norms = self._gradient_norms()
         if _due(self.steps_done + 1, self.config.log_every, self._stage.last):
-            self._window.grad_norm_of = norms_by_part(self.parameters)
-        norms = [self._clip_together(parameters) for parameters in self._clipped]
-        return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+            self._window.grad_norm_of = {part: float(norm) for part, norm in norms.items()}
+        total, apart = global_norm(norms), self.task.clipped_apart
+        for network, parameters in self._clipped.items():
+            own = {part: norm for part, norm in norms.items() if _network_apart(part, apart) == network}
+            if own:
+                self._clip_together(parameters, global_norm(own) if apart else total)
+        return total
 
-    def _clip_together(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def _clip_together(self, parameters: Sequence[nn.Parameter], norm: Tensor) -> None:
         limit = self.config.optim.max_grad_norm or math.inf
-        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         # Below the limit all gradients would be multiplied by exactly 1. `_agree` reads the norm in any case.
         if float(norm) + _CLIP_EPS >= limit:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return norm
 
     def _agree(self, losses: list[StepLoss], grad_norm: Tensor, batches: list[Batch]) -> float:
         """The step's one word between all ranks: the loss of all, and who met or was asked what.
@@ -357,6 +360,11 @@ def _in_short(notes: list[str]) -> list[str]:
 def _build_metrics(config: RunSettings, steps_done: int) -> Metrics:
     wandb = WandbWriter(config.run_dir, config.wandb, as_mapping(config)) if config.wandb else None
     return Metrics(config.run_dir, steps_done, config.tensorboard, wandb)
+
+
+def _network_apart(name: str, apart: Sequence[str]) -> str:
+    """Which of the networks that are clipped on their own a parameter or a part is of; "" for all others."""
+    return next((network for network in apart if name.startswith(network)), "")
 
 
 def _due(step: int, every: int, last: int) -> bool:

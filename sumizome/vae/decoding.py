@@ -36,7 +36,7 @@ class Decoding:
     @property
     def clipped_apart(self) -> tuple[str, ...]:
         """The adversary's gradients say nothing of the decoder's."""
-        return () if self.discriminator is None else ("discriminator.",)
+        return () if self.discriminator is None else ("discriminator",)
 
     def draw(self, batch: CropBatch, place: Place) -> int:
         """The step, which a warm-up goes by."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 

@@ -38,8 +38,7 @@ def finetuned(tiny_folder: Path) -> AutoencoderKL:
     return vae
 
 
-@pytest.mark.parametrize("target", ["model.safetensors", "folder"])
-@pytest.mark.parametrize("source", ["tiny_folder", "tiny_file"])
+@pytest.mark.parametrize(("source", "target"), [("tiny_folder", "model.safetensors"), ("tiny_file", "folder")])
 def test_only_the_decoder_of_the_copy_differs(
     finetuned: AutoencoderKL, tmp_path: Path, source: str, target: str, request: pytest.FixtureRequest
 ) -> None:

@@ -22,6 +22,7 @@ from sumizome.train.metrics import read_metrics
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model
 from sumizome.train.trainer import StepReport, Trainer
+from sumizome.vae.bake import bake_vae
 from sumizome.vae.build import build_vae_trainer, check_encoder, open_pictures
 from sumizome.vae.config import DecoderValidationConfig, VaeTrainConfig
 from sumizome.vae.crop_loader import CropBatch
@@ -108,16 +109,16 @@ def test_the_encoder_keeps_its_bits_and_the_decoder_does_not(config: VaeTrainCon
 
 
 def test_the_adversary_moves_no_decoder_before_its_word_counts(config: VaeTrainConfig) -> None:
-    alone = replace(config, steps=2)
+    alone = replace(config, steps=1)
     beside = replace(
         alone,
         run_dir=alone.run_dir.with_name("beside"),
-        adversarial=AdversarialConfig(weight=0.1, start=0, warmup_steps=10**9, width=8),
+        adversarial=AdversarialConfig(weight=0.1, start=0, warmup_steps=10, width=8),
     )
     train(alone), train(beside)
     a, b = state(alone), state(beside)
-    decoder = [name for name in a if name.startswith("weights:")]
-    assert decoder and all(torch.allclose(a[name], b[name], atol=1e-7) for name in decoder)
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+    assert any(name.startswith("optimizer:discriminator.") for name in b)
 
 
 @pytest.mark.parametrize("what", ["pixels", "region"])
@@ -199,7 +200,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(config: VaeTrainConfig
     with pytest.raises(ConfigError, match=r"nothing is ever fetched.*losses\.lpips_weights"):
         replace(config, losses=DecoderLossConfig(lpips=0.1))
     with pytest.raises(ConfigError, match="no other term holds colours"):
-        replace(config, losses=DecoderLossConfig(l1=0, l2=0))
+        replace(config, losses=DecoderLossConfig(l1=0.0, l2=0.0))
     with pytest.raises(ConfigError, match='take "ddp"'):
         replace(config, parallel=replace(config.parallel, strategy="fsdp"))
     with pytest.raises(ConfigError, match="multiple of 16"):
@@ -223,23 +224,32 @@ def test_jpeg_in_the_training_set_raises_blockiness_without_the_term_and_not_wit
     write_manifest(ingest([folder], workers=0).manifest, tmp_path / "jpeg.parquet")
     long = replace(
         config,
-        manifest=tmp_path / "jpeg.parquet",
-        steps=150,
+        steps=100,
         micro_batch_size=8,
         micro_batches_per_step=1,
         optim=OptimConfig(lr=1e-3, warmup_steps=5),
-        validation=DecoderValidationConfig(every=0, count=0),
+        validation=DecoderValidationConfig(every=0, count=3),
     )
-    candidates = [Candidate("start", load_vae(config.model), "")]
+    # The tiny model's own decoder draws a grid already (its factor is 4): the start is one that has unlearned it.
+    train(replace(long, run_dir=tmp_path / "clean"))
+    start = bake_vae(load_trained_vae(tmp_path / "clean")[0], config.model, tmp_path / "start")
+    candidates = [Candidate("start", load_vae(start), "")]
     for blocking in (0.0, DecoderLossConfig().blocking):
-        run = replace(long, run_dir=tmp_path / f"blocking{blocking}", losses=DecoderLossConfig(blocking=blocking))
+        run = replace(
+            long,
+            model=start,
+            manifest=tmp_path / "jpeg.parquet",
+            run_dir=tmp_path / f"blocking{blocking}",
+            losses=DecoderLossConfig(blocking=blocking),
+        )
         train(run)
         candidates.append(Candidate(f"term {blocking}", load_trained_vae(run.run_dir)[0], ""))
-    clean = [("", picture) for _, picture in held_out_windows(open_pictures(config.manifest), 3, 64)]
+    clean = list(held_out_windows(open_pictures(config.manifest), 3, 64))
     table, _ = evaluate_decoders(candidates, clean)
-    start, without, with_term = (row["values"]["blockiness"]["value"] for row in table["rows"][:3])
-    assert without > 1.1 * start
-    assert with_term <= start
+    before, without, with_term = (row["values"]["blockiness"]["value"] for row in table["rows"][:3])
+    print(f"blockiness: start {before:.3f}, without the term {without:.3f}, with it {with_term:.3f}")
+    assert without > 1.1 * before
+    assert with_term <= 1.02 * before
 
 
 @pytest.mark.slow
