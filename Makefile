@@ -21,7 +21,7 @@ BENCH_TRAIN += benchmarks/bench_train.py
 BENCH_TRAIN += benchmarks/bench_checkpoint.py
 BENCH_TRAIN += benchmarks/bench_load.py
 
-.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-formats bench-sample bench-train clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji vae bench-data bench-formats bench-sample bench-train clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make bench-sample  sampling beside bare U-Net calls and diffusers' pipeline: a minute or two"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
+	@echo "make vae        a VAE decoder finetuned, measured and put into a model: 5 minutes on 2 cores (runs/vae_tiny.sh)"
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
@@ -75,6 +76,9 @@ lint: $(VENV)/.installed-test
 emoji: $(VENV)/.installed
 	$(UV) --constraint constraints.txt fonttools
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/emoji.sh
+
+vae: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/vae_tiny.sh
 
 bench-data: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'

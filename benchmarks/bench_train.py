@@ -45,14 +45,15 @@ def measure_overhead(folder: Path, budget: float) -> None:
     config = tiny_config(folder, steps=10**6)
     with hold_run_dir(config.run_dir):
         trainer, _ = build_trainer(config)
+        task = trainer.task
         for step in range(KNOWN):
             tokenize([caption for batch in trainer.loader.step(step) for caption in batch.captions], config.max_chunks)
         batches = [batch for step in range(BLOCK) for batch in trainer.loader.step(10**6 + step)]
         with closing(trainer.steps()) as reports:
             steps = {
                 "the whole loop": lambda: next(reports),
-                "bare": bare_loop(trainer.model, trainer.optimizer, trainer.objective, batches),
-                "diffusers under accelerate": accelerate_loop(trainer.model, batches, folder, config.log_every),
+                "bare": bare_loop(task.model, trainer.optimizer, task.objective, batches),
+                "diffusers under accelerate": accelerate_loop(task.model, batches, folder, config.log_every),
             }
             for step in steps.values():
                 for _ in range(WARM):

@@ -7,10 +7,11 @@ process, and whatever steps came before.
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,7 +221,7 @@ class BatchLoader:
 
     def from_step(self, step: int) -> "StepBatches":
         """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it."""
-        return StepBatches(self, step, self.prefetch, self.workers)
+        return StepBatches(self.step, step, self.prefetch, self.workers)
 
     def validation_batches(self, micro_batch_size: int) -> Iterator[TrainBatch]:
         """The held-out pictures, once each, bucket by bucket: plain captions, weight 1, seeds that never change."""
@@ -310,17 +311,18 @@ class BatchLoader:
 class StepBatches:
     """The micro-batches of a step and of all that follow. Threads make them ahead, a step each; they raise here."""
 
-    def __init__(self, loader: BatchLoader, step: int, ahead: int, workers: int = 1) -> None:
-        self._loader = loader
+    def __init__(self, make: Callable[[int], list[Any]], step: int, ahead: int, workers: int = 1) -> None:
+        """`make(step)`: a step's micro-batches."""
+        self._make = make
         self._steps = itertools.count(step)
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch") if ahead and workers else None
-        self._made: deque[Future[list[TrainBatch]]] = deque()
+        self._made: deque[Future[list[Any]]] = deque()
 
     def __iter__(self) -> "StepBatches":
         return self
 
-    def __next__(self) -> list[TrainBatch]:
+    def __next__(self) -> list[Any]:
         if self._pool is None:
             return self._make(next(self._steps))
         while len(self._made) <= self._ahead:

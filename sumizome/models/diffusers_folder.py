@@ -123,6 +123,11 @@ def write_small_files(
         _write_json(folder / name / "config.json", config)
 
 
+def write_config(folder: Path, network: nn.Module) -> None:
+    """The config.json of one network of diffusers, alone in its folder."""
+    _write_json(folder / "config.json", _config(network))
+
+
 def folder_key(name: str, key: str) -> str:
     """A native name as a folder has it: transformers 4 and 5 both read "text_model."; the projection is beside it."""
     inside = name.startswith("text_encoder") and not key.startswith("text_projection")

@@ -4,6 +4,7 @@ Takes the config apart; nothing below sees more of it than its own part. Every r
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from sumizome.models.sdxl import Component, SDXLModel, load_model
 from sumizome.models.vae import apply_latent_statistics
 from sumizome.seeds import derive_seed
 from sumizome.settings import as_mapping
-from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, remove_unfinished
+from sumizome.train.checkpoint import SavedCheckpoint
 from sumizome.train.config import TrainConfig
+from sumizome.train.denoising import Denoising
+from sumizome.train.efficiency import Efficiency, device_peak
 from sumizome.train.ema import Ema
-from sumizome.train.mirror import CheckpointMirror
+from sumizome.train.going_on import build_saver, go_on
 from sumizome.train.observers import build_observers
 from sumizome.train.offload import offload
 from sumizome.train.optim import build_optimizer
@@ -38,17 +41,13 @@ from sumizome.train.precision import Precision, build_precision
 from sumizome.train.run_dir import (
     base_digests,
     check_base_model,
-    read_run_config,
-    record_run,
     stored_digests,
     table_digest,
     trained_networks,
     trained_parameters,
 )
-from sumizome.train.run_readme import code_facts, data_facts, machine_facts, write_readme
-from sumizome.train.saver import Saver
-from sumizome.train.stages import StagedLoader, span_at
-from sumizome.train.state import restore
+from sumizome.train.run_readme import data_facts, write_readme
+from sumizome.train.stages import StagedLoader
 from sumizome.train.step import Objective, build_timestep_draw
 from sumizome.train.trainer import Trainer
 
@@ -68,12 +67,12 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     config = _with_absolute_paths(config)
     _check_ranks(config, ranks)  # before anything is loaded
     trainer = _new_trainer(config, ranks)
-    saved, complaints = _newest_checkpoint(trainer)
-    ranks.first(lambda: _record(trainer))
-    if saved is not None:
-        restore(saved, trainer.parameters, trainer.optimizer, trainer.ema)
-        trainer.steps_done = trainer.saver.saved_step = saved.step
-    return trainer, complaints
+    loader = trainer.loader
+    told = {
+        "data": data_facts(loader.loaders if isinstance(loader, StagedLoader) else [loader]),
+        **table_digest(config.tag_weights.table),
+    }
+    return trainer, go_on(trainer, told, partial(_check_origin, trainer), partial(write_readme, config))
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -115,22 +114,23 @@ def _new_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
         facts |= {"latents_of_stages": loader.fingerprints}
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     objective = Objective(schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type))
+    draw_timesteps = build_timestep_draw(config.timestep_sampling, schedule, config.seed, config.timestep_shift_from)
+    peak = device_peak(ranks.device, config.precision, config.peak_tflops)
     base = facts["base_prediction"]
     base_schedule = build_noise_schedule(ScheduleConfig(**base["schedule"]))
     return Trainer(
         config=config,
-        model=model,
-        objective=objective,
-        draw_timesteps=build_timestep_draw(config.timestep_sampling, schedule, config.seed, config.timestep_shift_from),
+        task=Denoising(model, objective, draw_timesteps, config.max_chunks),
         loader=loader,
         parameters=parameters,
         optimizer=build_optimizer(config.optim, parameters, config.seed),
         ema=Ema(config.ema, parameters),
-        saver=_build_saver(config, ranks),
+        saver=build_saver(config, ranks),
         facts=facts,
         ranks=ranks,
         parallel=parallel,
         precision=precision,
+        efficiency=Efficiency(model, text_is_trained=config.optim.text_encoder_lr > 0, peak=peak),
         observers=build_observers(
             config,
             model,
@@ -142,51 +142,6 @@ def _new_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
             base=(base["prediction_type"], base_schedule),
         ),
     )
-
-
-def _build_saver(config: TrainConfig, ranks: Ranks) -> Saver:
-    settings = config.checkpoint
-    mirror = CheckpointMirror(settings.mirror, settings.keep) if settings.mirror else None
-    return Saver(
-        config.run_dir / "checkpoints",
-        ranks,
-        keep=settings.keep,
-        asynchronous=settings.asynchronous,
-        mirror=mirror,
-    )
-
-
-def _newest_checkpoint(trainer: Trainer) -> tuple[SavedCheckpoint | None, list[str]]:
-    """What to go on from, here or in the mirror, and what was wrong on the way. Collective."""
-    ranks, saver, config = trainer.ranks, trainer.saver, trainer.config
-    ranks.first(lambda: remove_unfinished(saver.directory))
-    mirror = saver.mirror
-    complaints = ranks.first(lambda: mirror.bring_back(saver.directory)) if mirror else []
-    saved, damages = latest_checkpoint(saver.directory, ranks=ranks)
-    complaints += [f"{damage}; going on from the checkpoint before it" for damage in damages]
-    if saved is not None:
-        step = saved.step
-        complaints += ranks.first(lambda: _lr_complaint(config, step))
-        _check_origin(trainer, saved)
-    return saved, complaints
-
-
-def _record(trainer: Trainer) -> None:
-    """Writes what the run is into its directory. Raises: ConfigError if it was begun as something else."""
-    config, loader = trainer.config, trainer.loader
-    facts = {
-        **trainer.facts,
-        **code_facts(),
-        **machine_facts(trainer.device),
-        "data": data_facts(loader.loaders if isinstance(loader, StagedLoader) else [loader]),
-        **table_digest(config.tag_weights.table),
-        "device": str(trainer.device),
-        "ranks": trainer.ranks.world,
-        "strategy": trainer.parallel.strategy,
-    }
-    record_run(config, facts)
-    write_readme(config, facts)
-    trainer.saver.directory.mkdir(exist_ok=True)
 
 
 def _build_model(config: TrainConfig, ranks: Ranks, precision: Precision) -> tuple[SDXLModel, dict[str, Any], Parallel]:
@@ -265,17 +220,6 @@ def _open_latents(config: TrainConfig, latents: Path, facts: dict[str, Any]) -> 
     cache.require(vae_digest=facts["base_model"]["vae"])
     statistics = stated_statistics(config.latent_statistics)
     return cache.normalised_by(*statistics) if statistics else cache
-
-
-def _lr_complaint(config: TrainConfig, step: int) -> list[str]:
-    """A word on a learning rate that depends on its stage's length, when that changes after the stage has begun."""
-    before, now = (span_at(each.spans(), step) for each in (read_run_config(config.run_dir), config))
-    if config.optim.lr_schedule == "constant" or before.number != now.number or before.last == now.last:
-        return []
-    return [
-        f"steps was {before.last} and is now {now.last}: from here on the {config.optim.lr_schedule} learning rate is "
-        f"that of {now.last} steps, so this is not the run that {now.last} steps from the start would have been"
-    ]
 
 
 def _check_origin(trainer: Trainer, saved: SavedCheckpoint) -> None:

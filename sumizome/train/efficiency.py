@@ -19,7 +19,7 @@ from sumizome.models.networks import build_network
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.vae import vae_factor
 from sumizome.train.flop import image_flop
-from sumizome.train.step import StepLoss
+from sumizome.train.task import StepLoss
 
 __all__ = ["Efficiency", "device_peak", "memory_in_use"]
 

@@ -5,16 +5,15 @@ After a resume the files hold each step once: lines beyond the checkpoint are cu
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from sumizome.data.loader import TrainBatch
 from sumizome.distributed.runtime import Ranks
-from sumizome.train.step import StepLoss
+from sumizome.train.task import Batch, Place, StepLoss
 from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Metrics", "NoMetrics", "SampleLog", "Window", "read_metrics"]
@@ -92,7 +91,7 @@ class Metrics:
 class SampleLog:
     """What this rank trained on, a line a micro-batch; the lines of all ranks together are the step's, in any number.
 
-    `place` is the micro-batch's in its step. The noise is not written: it follows from the seed.
+    `place` is the micro-batch's in its step.
     """
 
     def __init__(self, run_dir: Path, ranks: Ranks, steps_done: int) -> None:
@@ -104,10 +103,10 @@ class SampleLog:
         ranks.gather(None)
         self._file = (folder / f"rank-{ranks.rank:05d}.jsonl").open("a", encoding="utf-8")
 
-    def write(self, step: int, place: int, batch: TrainBatch, timesteps: torch.Tensor) -> None:
-        """One micro-batch of step `step` (from 1)."""
-        line = {"step": step, "place": place, "samples": batch.sample_ids, "epochs": batch.epochs}
-        line |= {"seeds": batch.seeds.tolist(), "timesteps": timesteps.tolist(), "captions": batch.captions}
+    def write(self, place: Place, batch: Batch, told: Mapping[str, Any]) -> None:
+        """One micro-batch, its step counted from 1; `told` is what its task says of it."""
+        line = {"step": place.step + 1, "place": place.micro_batch, "samples": batch.sample_ids}
+        line |= {"epochs": batch.epochs, "seeds": batch.seeds.tolist(), **told}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
@@ -159,7 +158,7 @@ class Window:
         self.grad_norm_of: dict[str, float] = {}
         """By part, of the window's last step."""
 
-    def add_step(self, losses: list[StepLoss], batches: list[TrainBatch], grad_norm: float, lr: float) -> None:
+    def add_step(self, losses: list[StepLoss], batches: list[Batch], grad_norm: float, lr: float) -> None:
         """One step's micro-batches; each sample counts for every tag category that it bears."""
         # Detached: a graph that a metric holds on to is a memory leak.
         self._losses += [loss.detached() for loss in losses]
@@ -168,31 +167,39 @@ class Window:
 
     def summary(self, ranks: Ranks) -> dict[str, Any]:
         """The window's part of a record: means over all ranks' samples, by tenth of the schedule too. Collective."""
-        unweighted = torch.cat([loss.unweighted for loss in self._losses]).double().cpu()
-        weighted = torch.cat([loss.weighted for loss in self._losses]).double().cpu()
-        deciles = torch.cat([loss.timesteps for loss in self._losses]) * _DECILES // self._num_timesteps
-        by_decile = torch.zeros(2, _DECILES, dtype=torch.float64)
-        by_decile[0].index_add_(0, deciles, unweighted)
-        by_decile[1].index_add_(0, deciles, torch.ones_like(unweighted))
-        cut = sum(loss.captions_cut for loss in self._losses)
-        mine = [float(unweighted.sum()), float(weighted.sum()), float(cut), *by_decile.flatten().tolist()]
-        loss, weighted_loss, captions_cut, *tenths = ranks.sums(mine)
-        sums, counts = tenths[:_DECILES], tenths[_DECILES:]
-        samples = sum(counts)
+        unweighted = _joined(loss.unweighted for loss in self._losses)
+        samples, cut = len(unweighted), sum(loss.captions_cut for loss in self._losses)
+        names = sorted(set().union(*(loss.parts for loss in self._losses)))
+        parts = [_joined(loss.parts[name] for loss in self._losses if name in loss.parts) for name in names]
+        weighted = _joined(loss.weighted for loss in self._losses)
+        mine = [float(samples), float(cut), *(float(values.sum()) for values in (unweighted, weighted, *parts))]
+        samples, captions_cut, loss, weighted_loss, *of_parts = ranks.sums(mine)
         return {
             "loss": loss / samples,
             "weighted_loss": weighted_loss / samples,
-            "loss_by_timestep": {
-                f"{tenth * self._num_timesteps // _DECILES}": total / count
-                for tenth, (total, count) in enumerate(zip(sums, counts, strict=True))
-                if count
-            },
+            **({"loss_of": {n: p / samples for n, p in zip(names, of_parts, strict=True)}} if names else {}),
+            **(self._by_timestep(unweighted, ranks) if self._num_timesteps else {}),
             "loss_by_category": self._by_category(unweighted, ranks),
-            "captions_cut": int(captions_cut),
+            **({"captions_cut": int(captions_cut)} if self._num_timesteps else {}),
             "grad_norm": self.grad_norm,
             **({"grad_norm_of": self.grad_norm_of} if self.grad_norm_of else {}),
             "lr": self.lr,
         }
+
+    def _by_timestep(self, unweighted: torch.Tensor, ranks: Ranks) -> dict[str, Any]:
+        """The mean loss by tenth of the schedule, over all ranks. Collective."""
+        timesteps = torch.cat([loss.timesteps for loss in self._losses if loss.timesteps is not None])
+        deciles = timesteps * _DECILES // self._num_timesteps
+        by_decile = torch.zeros(2, _DECILES, dtype=torch.float64)
+        by_decile[0].index_add_(0, deciles, unweighted)
+        by_decile[1].index_add_(0, deciles, torch.ones_like(unweighted))
+        tenths = ranks.sums(by_decile.flatten().tolist())
+        means = {
+            f"{tenth * self._num_timesteps // _DECILES}": total / count
+            for tenth, (total, count) in enumerate(zip(tenths[:_DECILES], tenths[_DECILES:], strict=True))
+            if count
+        }
+        return {"loss_by_timestep": means}
 
     def _by_category(self, unweighted: torch.Tensor, ranks: Ranks) -> dict[str, float]:
         """The mean loss of the samples that bear a tag of each category, over all ranks. Collective."""
@@ -205,3 +212,7 @@ class Window:
         names = sorted(set().union(*gathered))
         sums = {name: [each.get(name, (0.0, 0)) for each in gathered] for name in names}
         return {name: sum(t for t, _ in found) / sum(n for _, n in found) for name, found in sums.items()}
+
+
+def _joined(values: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(values)).double().cpu()

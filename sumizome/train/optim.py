@@ -36,7 +36,7 @@ class OptimConfig:
     """Update each weight inside the backward pass: gradients take the memory of one tensor. Without accumulation, on
     one device; a gradient is clipped by its own norm."""
     lr: float = 1e-5
-    """Peak learning rate of the U-Net."""
+    """Peak learning rate of the U-Net; of the decoder in `sumizome vae train`."""
     text_encoder_lr: float = 0.0
     """Peak learning rate of both text encoders; 0 keeps them frozen (the report trains the U-Net)."""
     lr_of: dict[str, float] = field(default_factory=dict)
@@ -70,9 +70,16 @@ class OptimConfig:
 
 
 def build_optimizer(
-    config: OptimConfig, parameters: Mapping[str, nn.Parameter], seed: int = 0
+    config: OptimConfig,
+    parameters: Mapping[str, nn.Parameter],
+    seed: int = 0,
+    *,
+    lr_apart: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer | FusedBackward:
-    """The optimizer over the named parameters ("unet.…", "text_encoder.…", "text_encoder_2.…").
+    """The optimizer over the named parameters ("unet.…", "text_encoder.…", "decoder.…").
+
+    `lr_apart` gives networks, by the beginning of their parameters' names, a peak rate in place of `config.lr`; text
+    encoders have theirs in the settings.
 
     Each group carries its `peak_lr`; `apply_lr` sets the rate of a step from it. bfloat16 parameters are rounded
     stochastically, by `seed`.
@@ -81,10 +88,15 @@ def build_optimizer(
     groups: list[dict[str, Any]] = []
     numbers = {name: number for number, name in enumerate(parameters)}
     factors = lr_factors(config.lr_of, parameters)
-    for is_unet, peak_lr in ((True, config.lr), (False, config.text_encoder_lr)):
+    lr_apart = {"text_encoder": config.text_encoder_lr} if lr_apart is None else lr_apart
+    for network, peak_lr in (("", config.lr), *lr_apart.items()):
         # The plain factor first: the first group's rate is the one that is told.
         for factor in sorted(set(factors.values()), key=lambda factor: (factor != 1, factor)):
-            named = [(n, p) for n, p in parameters.items() if n.startswith("unet.") == is_unet and factors[n] == factor]
+            named = [
+                (name, p)
+                for name, p in parameters.items()
+                if factors[name] == factor and next((a for a in lr_apart if name.startswith(a)), "") == network
+            ]
             for decayed in (True, False):
                 members = {name: p for name, p in named if (p.ndim >= 2) == decayed}
                 if members:

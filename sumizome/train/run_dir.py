@@ -34,15 +34,18 @@ from sumizome.models.vae import apply_latent_statistics, model_digest, vae_diges
 from sumizome.settings import as_mapping, read_toml, to_toml
 from sumizome.train.checkpoint import SavedCheckpoint, latest_checkpoint, list_checkpoints, open_checkpoint
 from sumizome.train.config import TrainConfig
+from sumizome.train.task import RunSettings
 
 __all__ = [
     "base_digests",
     "check_base_model",
     "hold_run_dir",
+    "is_decoder_run",
     "is_run_dir",
     "load_trained_model",
     "read_run_config",
     "record_run",
+    "recorded_settings",
     "stored_digests",
     "table_digest",
     "trained_networks",
@@ -51,7 +54,8 @@ __all__ = [
 
 # What may differ between a run and its continuation: how long, how watched, where computed; never what is learned.
 _MAY_CHANGE = (
-    "run_dir", "model", "latents", "steps", "device", "log_every", "tensorboard", "gradient_checkpointing",
+    "run_dir", "model", "latents", "manifest", "steps", "device", "workers", "log_every", "tensorboard",
+    "gradient_checkpointing",
     "validation.every", "validation.timesteps", "preview.", "checkpoint.", "parallel.", "ema.device", "log_samples",
     "cache_dir", "cache_size", "stage", "brightness.", "wandb", "peak_tflops",
 )  # fmt: skip
@@ -89,7 +93,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
+def record_run(config: RunSettings, facts: Mapping[str, Any]) -> None:
     """Writes config and environment, after checking them against those the run was started with.
 
     Raises: ConfigError naming the first setting that would change what is learned.
@@ -121,7 +125,7 @@ def _version(package: str) -> str:
     return version(package)
 
 
-def _check_unchanged(path: Path, config: TrainConfig) -> None:
+def _check_unchanged(path: Path, config: RunSettings) -> None:
     started = dict(_flat(tomllib.loads(path.read_text(encoding="utf-8"))))
     now = dict(_flat(as_mapping(config)))
     for key in sorted(started.keys() | now.keys()):
@@ -132,11 +136,11 @@ def _check_unchanged(path: Path, config: TrainConfig) -> None:
             )
 
 
-def _check_stages(config: TrainConfig) -> None:
+def _check_stages(config: RunSettings) -> None:
     """Stages to come may change; raises ConfigError for one that has begun, or that began elsewhere."""
     newest = list_checkpoints(config.run_dir / "checkpoints")[-1]
     steps_done = int(newest.name.rsplit("-", 1)[1])
-    before, now = (_begun(each, steps_done) for each in (read_run_config(config.run_dir), config))
+    before, now = (_begun(each, steps_done) for each in (recorded_settings(config), config))
     if before != now:
         raise ConfigError(
             f"{config.run_dir}: this run has done {steps_done} steps in stages {before} (first step, learning rate, "
@@ -145,7 +149,7 @@ def _check_stages(config: TrainConfig) -> None:
         )
 
 
-def _begun(config: TrainConfig, steps_done: int) -> str:
+def _begun(config: RunSettings, steps_done: int) -> str:
     spans = [span for span in config.spans() if span.first < steps_done]
     lrs = [config.optim.lr * span.lr_factor for span in spans]
     batches = [f"{span.micro_batch_size} × {span.micro_batches_per_step}" for span in spans]
@@ -266,9 +270,25 @@ def load_trained_model(
 def read_run_config(run_dir: Path) -> TrainConfig:
     """The settings the run was last started with.
 
-    Raises: CheckpointError when `run_dir` holds no run.
+    Raises: CheckpointError when `run_dir` holds no run, or a run of `sumizome vae train`.
     """
     if not is_run_dir(run_dir):
         raise CheckpointError(f"{run_dir}: not a run directory (no config.toml and checkpoints/ in it)")
+    if is_decoder_run(run_dir):
+        raise CheckpointError(
+            f"{run_dir}: a run of `sumizome vae train`, which has a VAE's decoder and no U-Net; "
+            "`sumizome vae bake` puts it into a model"
+        )
     config: TrainConfig = read_toml(run_dir / "config.toml", TrainConfig)
     return config
+
+
+def is_decoder_run(run_dir: Path) -> bool:
+    """Whether a run directory is one of `sumizome vae train`: its pictures come from a manifest."""
+    return "manifest" in tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8"))
+
+
+def recorded_settings(config: RunSettings) -> RunSettings:
+    """What `config.run_dir` was last started with, in the type of `config`."""
+    recorded: RunSettings = read_toml(config.run_dir / "config.toml", type(config))
+    return recorded

@@ -22,6 +22,7 @@ from sumizome.models.sdxl import SDXLModel
 from sumizome.models.text_encoding import encode_prompts, tokenize
 from sumizome.seeds import derive_seed, generator
 from sumizome.shapes import Latents, PerSample, Timesteps
+from sumizome.train.task import StepLoss
 
 __all__ = [
     "DrawTimesteps",
@@ -51,26 +52,6 @@ class Objective:
     prediction_type: PredictionType
     loss: Callable[..., tuple[PerSample, PerSample]]
     """(model_output, target, timesteps, loss_weight) → (weighted, unweighted) loss of each sample."""
-
-
-@dataclass(frozen=True)
-class StepLoss:
-    """The loss of each sample of a micro-batch, and where on the schedule it was taken."""
-
-    weighted: PerSample
-    """What is minimised: squared error × timestep weight × tag weight."""
-    unweighted: PerSample
-    """The plain mean squared error, comparable between runs of different weights."""
-    timesteps: Timesteps
-    """On the CPU."""
-    captions_cut: int = 0
-    """Captions whose end did not fit into the chunks."""
-    tokens: int = 0
-    """Rows of the text condition."""
-
-    def detached(self) -> "StepLoss":
-        """The same numbers without the graph that they came from."""
-        return replace(self, weighted=self.weighted.detach(), unweighted=self.unweighted.detach())
 
 
 def training_loss(

@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from sumizome.data.batch_plan import share
-from sumizome.data.loader import BatchLoader, TrainBatch
 from sumizome.distributed.parallelize import Parallel
 from sumizome.distributed.runtime import Ranks
 from sumizome.distributed.watchdog import Watchdog
 from sumizome.errors import NonFiniteError
-from sumizome.models.sdxl import SDXLModel
 from sumizome.settings import as_mapping
 from sumizome.train.checkpoint import Checkpoint
-from sumizome.train.config import TrainConfig
-from sumizome.train.efficiency import Efficiency, device_peak, memory_in_use
+from sumizome.train.efficiency import Efficiency, memory_in_use
 from sumizome.train.ema import Ema
 from sumizome.train.fused_backward import FusedBackward
 from sumizome.train.gradient_norms import GradientNorms, global_norm
@@ -35,9 +32,9 @@ from sumizome.train.optim import apply_lr, lr_factor
 from sumizome.train.pace import Pace, slow_ranks
 from sumizome.train.precision import Precision
 from sumizome.train.saver import Saver
-from sumizome.train.stages import StagedLoader, samples_before, span_at
+from sumizome.train.stages import samples_before, span_at
 from sumizome.train.state import optimizer_tensors
-from sumizome.train.step import DrawTimesteps, Objective, StepLoss, training_loss
+from sumizome.train.task import Batch, Batches, Place, RunSettings, StepLoss, Task
 from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Asked", "StepReport", "Trainer"]
@@ -69,13 +66,11 @@ class Asked:
 
 @dataclass
 class Trainer:
-    """A run in progress: its state is `model`, `optimizer`, `ema` and `steps_done`; the rest is how it is trained."""
+    """A run in progress: `parameters`, `optimizer`, `ema`, `steps_done` are its state; the rest is how."""
 
-    config: TrainConfig
-    model: SDXLModel
-    objective: Objective
-    draw_timesteps: DrawTimesteps
-    loader: BatchLoader | StagedLoader
+    config: RunSettings
+    task: Task
+    loader: Batches
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer | FusedBackward
     ema: Ema
@@ -85,6 +80,8 @@ class Trainer:
     parallel: Parallel = field(default_factory=Parallel)
     precision: Precision = field(default_factory=lambda: Precision("cpu", torch.float32))
     observers: Sequence[Observer] = ()
+    efficiency: Efficiency | None = None
+    """None: FLOP are not counted."""
     steps_done: int = 0
     asked: Asked = field(default_factory=Asked)
 
@@ -92,10 +89,11 @@ class Trainer:
         self.device = self.ranks.device
         self._spans = self.config.spans()
         self._stage = span_at(self._spans, self.steps_done)
-        peak = device_peak(self.device, self.config.precision, self.config.peak_tflops)
-        self._efficiency = Efficiency(self.model, text_is_trained=self.config.optim.text_encoder_lr > 0, peak=peak)
-        self._window = Window(self.objective.schedule.num_timesteps)
+        self._window = Window(self.task.num_timesteps)
         self._gradient_norms = GradientNorms(self.parameters)
+        self._clipped: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            self._clipped.setdefault(_network_apart(name, self.task.clipped_apart), []).append(parameter)
         self._pace = Pace(self.device)
         self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
         self._sample_log: SampleLog | None = None
@@ -128,7 +126,7 @@ class Trainer:
                 raise
             self._save_for_good()
 
-    def _one_step(self, batches_of_steps: Iterator[list[TrainBatch]], metrics: Any) -> StepReport:
+    def _one_step(self, batches_of_steps: Iterator[list[Batch]], metrics: Any) -> StepReport:
         self._pace.begin()
         self._watchdog.at(self.steps_done + 1, "waiting for data")
         batches = next(batches_of_steps)
@@ -150,7 +148,7 @@ class Trainer:
         """The places in a step's micro-batches that this rank takes."""
         return share(self._stage.micro_batches_per_step, self.ranks.rank, self.ranks.world)
 
-    def _train_step(self, batches: list[TrainBatch]) -> float:
+    def _train_step(self, batches: list[Batch]) -> float:
         """One optimizer step on the step's micro-batches; returns the unweighted loss over all ranks.
 
         A micro-batch is the mean over its samples, the step the mean over the micro-batches of all ranks.
@@ -170,53 +168,53 @@ class Trainer:
         self.steps_done += 1
         self.ema.update(self.steps_done)
         self._window.add_step(losses, batches, float(grad_norm), lr)
-        self._efficiency.add_step(batches, losses)
+        if self.efficiency is not None:
+            self.efficiency.add_step(batches, losses)
         return mean_loss
 
-    def _backward(self, batch: TrainBatch, index: int, *, last: bool) -> StepLoss:
+    def _backward(self, batch: Batch, index: int, *, last: bool) -> StepLoss:
         """Adds a micro-batch's gradients; after the last one they are the mean over all ranks."""
         self._watchdog.at(self.steps_done + 1, "in forward and backward")
-        timesteps = self._timesteps(batch, self._places[index])
+        place = Place(self.steps_done, self._places[index], self._stage.micro_batches_per_step)
+        drawn = self.task.draw(batch, place)
+        if self._sample_log is not None:
+            self._sample_log.write(place, batch, self.task.log_line(batch, drawn))
         with self.parallel.accumulating(last):
             if self.parallel.lockstep:
                 self._pace.meets_others()
             with self.precision.autocast():
-                loss = self.parallel.forward(
-                    training_loss, self.model, self.objective, batch, timesteps, self.config.max_chunks
-                )
+                loss = self.parallel.forward(self.task.loss, batch, drawn)
             if last:
                 self._pace.meets_others()
             # DDP and FSDP2 take the mean over ranks, so that each divides by its own share.
             (loss.weighted.mean() / len(self._places)).backward()
         return loss
 
-    def _timesteps(self, batch: TrainBatch, place: int) -> Tensor:
-        rows = len(batch.seeds)
-        positions = (place * rows + torch.arange(rows)) / (self._stage.micro_batches_per_step * rows)
-        timesteps = self.draw_timesteps(batch, self.steps_done, positions)
-        if self._sample_log is not None:
-            self._sample_log.write(self.steps_done + 1, place, batch, timesteps)
-        return timesteps
-
     @property
     def _images_per_step(self) -> int:
         return self._stage.images_per_step
 
     def _clip(self) -> Tensor:
-        """Scales the gradients down to the largest norm allowed; returns the norm that they had."""
+        """Scales the gradients down to the largest norm allowed; returns the norm that they had, all together."""
         if isinstance(self.optimizer, FusedBackward):
             return self.optimizer.grad_norm()
-        limit = self.config.optim.max_grad_norm or math.inf
         norms = self._gradient_norms()
         if _due(self.steps_done + 1, self.config.log_every, self._stage.last):
             self._window.grad_norm_of = {part: float(norm) for part, norm in norms.items()}
-        norm = global_norm(norms)
+        total, apart = global_norm(norms), self.task.clipped_apart
+        for network, parameters in self._clipped.items():
+            own = {part: norm for part, norm in norms.items() if _network_apart(part, apart) == network}
+            if own:
+                self._clip_together(parameters, global_norm(own) if apart else total)
+        return total
+
+    def _clip_together(self, parameters: Sequence[nn.Parameter], norm: Tensor) -> None:
+        limit = self.config.optim.max_grad_norm or math.inf
         # Below the limit all gradients would be multiplied by exactly 1. `_agree` reads the norm in any case.
         if float(norm) + _CLIP_EPS >= limit:
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
-        return norm
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
-    def _agree(self, losses: list[StepLoss], grad_norm: Tensor, batches: list[TrainBatch]) -> float:
+    def _agree(self, losses: list[StepLoss], grad_norm: Tensor, batches: list[Batch]) -> float:
         """The step's one word between all ranks: the loss of all, and who met or was asked what.
 
         Raises: NonFiniteError on every rank, naming the samples of whichever rank met it.
@@ -233,7 +231,7 @@ class Trainer:
         self.asked.save = self.asked.save and not mine[2]
         return loss_of_all / self.ranks.world
 
-    def _refuse(self, losses: list[StepLoss], batches: list[TrainBatch]) -> None:
+    def _refuse(self, losses: list[StepLoss], batches: list[Batch]) -> None:
         """Raises: NonFiniteError with the samples at fault, or all of the step's where only a gradient is."""
         mine = [
             sample
@@ -302,7 +300,8 @@ class Trainer:
         paces = self.ranks.gather(self._pace.mean())
         step_seconds = paces[0].step
         record = self._window.summary(self.ranks)
-        record |= self._efficiency.summary(self.ranks, step_seconds * self._pace.steps)
+        if self.efficiency is not None:
+            record |= self.efficiency.summary(self.ranks, step_seconds * self._pace.steps)
         record |= memory_in_use(self.device, self.ranks)
         record |= {
             "images_per_second": self._images_per_step / step_seconds if step_seconds else 0.0,
@@ -313,7 +312,8 @@ class Trainer:
         slow = slow_ranks(paces)
         metrics.write(self.steps_done, {**record, "slow_ranks": slow} if slow else record)
         self._window.forget()
-        self._efficiency.forget()
+        if self.efficiency is not None:
+            self.efficiency.forget()
         self._pace.forget()
         notes = [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
         return notes + _in_short(self.loader.take_faults())
@@ -357,9 +357,14 @@ def _in_short(notes: list[str]) -> list[str]:
     return notes if more <= 0 else [*notes[:_SHOWN], f"and {more:,} more of that kind"]
 
 
-def _build_metrics(config: TrainConfig, steps_done: int) -> Metrics:
+def _build_metrics(config: RunSettings, steps_done: int) -> Metrics:
     wandb = WandbWriter(config.run_dir, config.wandb, as_mapping(config)) if config.wandb else None
     return Metrics(config.run_dir, steps_done, config.tensorboard, wandb)
+
+
+def _network_apart(name: str, apart: Sequence[str]) -> str:
+    """Which of the networks that are clipped on their own a parameter or a part is of; "" for all others."""
+    return next((network for network in apart if name.startswith(network)), "")
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -47,7 +47,7 @@ def run_dir(tiny_folder: Path, tiny_latents: Path, tmp_path_factory: pytest.Temp
         for latent, name in zip(batch.latents, batch.sample_ids, strict=True):
             raw = cache.read(np.array([ids.index(name)]))[0]
             torch.testing.assert_close(latent, (raw - mean) / std)
-        assert latent_statistics(trainer.model.vae).mean == MEAN
+        assert latent_statistics(trainer.task.model.vae).mean == MEAN
         for _ in trainer.steps():
             pass
     return config.run_dir

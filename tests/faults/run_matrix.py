@@ -241,7 +241,7 @@ def nan_on_one_rank(ground: Ground, counts: Counts) -> Line:
     def poison(rank: int) -> None:
         import torch
 
-        from sumizome.train import trainer as module
+        from sumizome.train import denoising as module
 
         honest, calls = module.training_loss, [0]
 
@@ -344,7 +344,7 @@ def straggler(ground: Ground, counts: Counts) -> Line:
     """One rank's forward pass takes longer by 0.3 s."""
 
     def delay(rank: int) -> None:
-        from sumizome.train import trainer as module
+        from sumizome.train import denoising as module
 
         honest = module.training_loss
 

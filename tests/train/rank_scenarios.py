@@ -119,13 +119,14 @@ def not_finite_on_one_rank(config: TrainConfig, ranks: Ranks) -> dict[str, objec
     """NaN in the loss of rank 1's second sample: what each rank says, and whether its weights moved."""
     with hold_run_dir(config.run_dir, ranks):
         trainer, _ = build_trainer(config, ranks)
-        honest = trainer.objective.loss
+        honest = trainer.task.objective.loss
 
         def poisoned(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             weighted, unweighted = honest(*arguments)
             return weighted * torch.tensor([1.0, math.nan if ranks.rank == 1 else 1.0]), unweighted
 
-        trainer.objective = replace(trainer.objective, loss=poisoned)
+        objective = replace(trainer.task.objective, loss=poisoned)
+        trainer.task = replace(trainer.task, objective=objective)
         before = {name: whole(p.detach()).clone() for name, p in trainer.parameters.items()}
         said = ""
         try:

@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_names_step_and_sample_and_changes_nothing(con
     with hold_run_dir(config.run_dir):
         trainer, _ = build_trainer(config)
         bad = trainer.loader.step(2)[1].sample_ids[0]
-        honest = trainer.objective.loss
+        honest = trainer.task.objective.loss
 
         def poisoned(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             weighted, unweighted = honest(*arguments)
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_names_step_and_sample_and_changes_nothing(con
             poisoned.calls += 1
             return result
 
-        trainer.objective = replace(trainer.objective, loss=counted)
+        trainer.task = replace(trainer.task, objective=replace(trainer.task.objective, loss=counted))
         with pytest.raises(NonFiniteError, match=f"step 3: the loss is not finite, in samples {bad}\\."):
             list(trainer.steps())
         for name, parameter in trainer.parameters.items():

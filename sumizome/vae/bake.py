@@ -1,0 +1,91 @@
+"""A run's decoder in the place of a model's, or as a VAE of its own: written as `mend` writes, and read back.
+
+Only the VAE's decoder and `post_quant_conv` differ from the model's own; that its encoder does not is checked before
+anything is written. Nothing is written over the source.
+"""
+
+import copy
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from sumizome.errors import ConfigError, ExportError
+from sumizome.export_check import TORCH_DTYPES, cast_weight, read_back
+from sumizome.export_metadata import ExportDtype
+from sumizome.files import folder_committed, write_atomically
+from sumizome.mend_decision import MendConfig, check_place, is_file
+from sumizome.mending import Mended, mend_model
+from sumizome.models.architecture import SDXL_SCALING_FACTOR
+from sumizome.models.vae_file import load_vae, write_vae_file, write_vae_folder
+from sumizome.vae.build import encoder_digest
+
+__all__ = ["bake_model", "bake_vae"]
+
+
+def bake_model(vae: AutoencoderKL, model: Path, out: Path, config: MendConfig, *, overwrite: bool = False) -> Mended:
+    """A copy of `model` with this VAE at `out`: one file if that ends in .safetensors, else a diffusers folder.
+
+    Raises: ExportError if the model's own encoder is another, so that its latents would not fit, or `out` is taken;
+        ModelError, ConfigError as `mending.mend_model` does.
+    """
+    check_place(model, out, overwrite)
+    if encoder_digest(load_vae(model)) != encoder_digest(vae):
+        raise ExportError(
+            f"{model}: its VAE has another encoder than the one that this decoder was finetuned for, so its U-Net's "
+            "latents are not the decoder's; give the model that the run began with, or one with the same VAE"
+        )
+    with tempfile.TemporaryDirectory(prefix="sumizome-vae-") as folder:
+        write_vae_folder(vae, Path(folder))
+        mended = mend_model(model, out, replace(config, vae=Path(folder)), overwrite=overwrite)
+    changes = [change for change in mended.changes if not change.startswith("VAE of ")]
+    return replace(mended, changes=(*changes, "another decoder and post_quant_conv in the VAE, whose encoder stays"))
+
+
+def bake_vae(
+    vae: AutoencoderKL, source: Path, out: Path, *, dtype: ExportDtype = "fp32", overwrite: bool = False
+) -> Path:
+    """The VAE alone at `out`: one file in the original layout if that ends in .safetensors, else a diffusers folder.
+
+    Raises: ExportError if `out` is taken, a weight overflows the dtype, or it does not read back. ConfigError if a file
+        cannot say how the VAE scales its latents.
+    """
+    if out.exists() and (not overwrite or out.samefile(source)):
+        raise ExportError(f"{out} exists: choose another path, or give --overwrite.")
+    stored = _in_dtype(vae, dtype)
+    if is_file(out):
+        check_place(source, out, overwrite)
+        if vae.config["scaling_factor"] != SDXL_SCALING_FACTOR or vae.config.get("latents_mean"):
+            raise ConfigError(f"{out}: a file cannot say that latents are scaled otherwise than SDXL's; give a folder")
+        write_atomically(out, lambda file: _write_file(stored, file), failure=ExportError)
+    else:
+        if out.exists() and not (out / "config.json").is_file():
+            raise ExportError(f"{out} holds no diffusers VAE, so it is not replaced. Choose another path.")
+        with folder_committed(out, failure=ExportError) as folder, read_back():
+            write_vae_folder(stored, folder)
+            _check(stored, folder)
+    return out
+
+
+def _in_dtype(vae: AutoencoderKL, dtype: ExportDtype) -> AutoencoderKL:
+    for name, tensor in vae.state_dict().items():
+        cast_weight(name, tensor, dtype)  # raises where it overflows
+    # Not AutoencoderKL's own `to`, which warns of a conversion that is meant.
+    return nn.Module.to(copy.deepcopy(vae), "cpu", TORCH_DTYPES[dtype])
+
+
+def _write_file(vae: AutoencoderKL, file: Path) -> None:
+    with read_back():
+        write_vae_file(vae, file)
+        _check(vae, file)
+
+
+def _check(vae: AutoencoderKL, written: Path) -> None:
+    """Raises: ExportError unless what was written loads as the same weights."""
+    back = load_vae(written).state_dict()
+    wrong = [name for name, tensor in vae.state_dict().items() if not torch.equal(tensor.float(), back[name])]
+    if wrong:
+        raise ExportError(f"{written}: {wrong[0]} did not read back bit for bit. Check the disk and try again.")
