@@ -48,7 +48,8 @@ from sumizome.train.run_dir import (
 )
 from sumizome.train.run_readme import data_facts, write_readme
 from sumizome.train.stages import StagedLoader
-from sumizome.train.step import Objective, build_timestep_draw
+from sumizome.train.step import Objective
+from sumizome.train.timesteps import build_timestep_draw
 from sumizome.train.trainer import Trainer
 
 __all__ = ["build_trainer"]

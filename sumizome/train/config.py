@@ -1,7 +1,8 @@
 """A run's settings, as one tree of frozen dataclasses: the TOML file's tables and the command line's dotted flags.
 
-Each part stands beside the code that it configures; the parts here belong to the training loop itself. The tree is
-taken apart in `trainer.build_trainer`; nothing below it sees more than its own part.
+Each part stands beside the code that it configures; the parts here belong to the training loop itself, or to code that
+imports networks, which `--help` need not wait for. The tree is taken apart in `build.build_trainer`; nothing below it
+sees more than its own part.
 """
 
 from dataclasses import dataclass, field
@@ -15,14 +16,13 @@ from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.errors import ConfigError
-from sumizome.train.brightness import BrightnessConfig
 from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
 from sumizome.train.precision import PrecisionName
 from sumizome.train.stages import Span, Stage, lay_out
-from sumizome.train.step import TimestepSampling
+from sumizome.train.timesteps import TimestepSampling
 
-__all__ = ["CheckpointConfig", "PreviewConfig", "TrainConfig", "ValidationConfig"]
+__all__ = ["BrightnessConfig", "CheckpointConfig", "PreviewConfig", "TrainConfig", "ValidationConfig"]
 
 _TERMINAL = 999
 
@@ -55,6 +55,34 @@ class PreviewConfig:
     """Classifier-free guidance; 1 = off."""
     seed: int = 0
     """Noise of the first picture; the next has seed + 1."""
+
+
+@dataclass(frozen=True)
+class BrightnessConfig:
+    """How bright flat pictures come out, with the averaged weights."""
+
+    every: int = 0
+    """Steps between tests; 0 = never. One is then made at the last step, too."""
+    prompts: tuple[str, ...] = ("completely black", "completely white", "completely grey")
+    """What is drawn: words that the captions of the run's pictures use."""
+    wanted: tuple[float, ...] = (0.0, 1.0, 0.5)
+    """Mean brightness that each prompt asks for: 0 black, 1 white."""
+    seeds: int = 4
+    """Pictures a prompt."""
+    canvas: tuple[int, int] = (1024, 1024)
+    """(height, width) in pixels."""
+    sampling_steps: int = 28
+    """Steps from pure noise."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance; 1 = off."""
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.wanted) or not self.prompts:
+            raise ConfigError(
+                f"brightness has {len(self.prompts)} prompts and {len(self.wanted)} wanted values; give one of each"
+            )
+        if self.every < 0 or self.seeds < 1 or not all(0 <= value <= 1 for value in self.wanted):
+            raise ConfigError("brightness takes every ≥ 0, seeds ≥ 1, and wanted values from 0 (black) to 1 (white)")
 
 
 @dataclass(frozen=True)

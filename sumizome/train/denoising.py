@@ -9,8 +9,9 @@ import torch
 from sumizome.data.loader import TrainBatch
 from sumizome.models.sdxl import SDXLModel
 from sumizome.shapes import Timesteps
-from sumizome.train.step import DrawTimesteps, Objective, training_loss
+from sumizome.train.step import Objective, training_loss
 from sumizome.train.task import Place, StepLoss
+from sumizome.train.timesteps import DrawTimesteps
 
 __all__ = ["Denoising"]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
-from sumizome.train.step import draw_noise, draw_timesteps, shifted_timesteps
+from sumizome.train.step import draw_noise
+from sumizome.train.timesteps import draw_timesteps, shifted_timesteps
 
 
 def drawn(sampling: str, step: int, rows: int = 16, seed: int = 3) -> torch.Tensor:

@@ -19,10 +19,9 @@ from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
 from sumizome.models.sdxl import SDXLModel, load_model
-from sumizome.train.brightness import BrightnessConfig
 from sumizome.train.build import build_trainer
 from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
-from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
+from sumizome.train.config import BrightnessConfig, CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
 from sumizome.train.metrics import read_metrics
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model, read_run_config

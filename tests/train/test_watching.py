@@ -14,7 +14,8 @@ from sumizome.errors import ConfigError
 from sumizome.inference import Picture
 from sumizome.models.sdxl import SDXLModel
 from sumizome.train import brightness as brightness_module
-from sumizome.train.brightness import BrightnessConfig, brightness
+from sumizome.train.brightness import brightness
+from sumizome.train.config import BrightnessConfig
 from sumizome.train.gradient_norms import GradientNorms, global_norm
 from sumizome.train.metrics import Metrics
 from sumizome.train.wandb_writer import WandbWriter
