@@ -43,6 +43,15 @@ with hold_run_dir(config.run_dir):
 verify = verified - imported
 print(imported - started, verify, built - verified - verify, stepped - built)
 """
+_LIBRARIES = """
+import time
+started = time.perf_counter()
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+print(time.perf_counter() - started)
+"""
+"""What no trainer on these libraries starts without."""
 _NAMES = ("imports", "checkpoint found, every digest checked", "model, latents and state loaded", "first step")
 
 
@@ -60,9 +69,17 @@ def measure_resume(folder: Path, target: float) -> None:
     record("resume: the whole process, 5 steps and a save included", cpu, "CPU s", better="lower")
     settings.write_text(to_toml(replace(config, steps=_SAVED_AT + 10)), encoding="utf-8")
     progress("resumed again, part by part")
-    parts = subprocess.run([sys.executable, "-c", _PARTS, str(settings)], check=True, capture_output=True, text=True)
-    for name, seconds in zip(_NAMES, parts.stdout.split(), strict=True):
-        record(f"resume: {name}", float(seconds), "s", better="lower")
+    found = _printed(_PARTS, str(settings))
+    libraries = _printed(_LIBRARIES)[0]
+    for name, seconds in zip(_NAMES, found, strict=True):
+        beside = {"peer": "torch, diffusers, transformers alone", "peer_value": libraries} if name == "imports" else {}
+        record(f"resume: {name}", seconds, "s", better="lower", **beside)
+
+
+def _printed(script: str, *arguments: str) -> list[float]:
+    """The numbers that a process of its own prints."""
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
+    return [float(number) for number in done.stdout.split()]
 
 
 def _first_step(command: list[str]) -> tuple[float, float]:
