@@ -219,9 +219,15 @@ class BatchLoader:
             for planned in self.plan.step(step, self.rank, self.world):
                 self.cache.prefetch(planned.rows + self._variants(self._showings(planned)))
 
+    def _step_reading_ahead(self, step: int) -> list[TrainBatch]:
+        """A step, while what the next one needs is already under way."""
+        for coming in (step, step + 1):
+            self.read_ahead(coming)
+        return self.step(step)
+
     def from_step(self, step: int) -> "StepBatches":
         """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it."""
-        return StepBatches(self.step, step, self.prefetch, self.workers)
+        return StepBatches(self._step_reading_ahead, step, self.prefetch, self.workers)
 
     def validation_batches(self, micro_batch_size: int) -> Iterator[TrainBatch]:
         """The held-out pictures, once each, bucket by bucket: plain captions, weight 1, seeds that never change."""
@@ -330,12 +336,6 @@ class StepBatches:
         batches = self._made[0].result()  # raises what the thread raised, and again if asked again
         self._made.popleft()
         return batches
-
-    def _make(self, step: int) -> list[TrainBatch]:
-        """A step, while what the next one needs is already under way."""
-        for coming in (step, step + 1):
-            self._loader.read_ahead(coming)
-        return self._loader.step(step)
 
     def close(self) -> None:
         """Stops the threads; what it made ahead is dropped."""

@@ -112,7 +112,7 @@ class PictureSource:
             picture = self.manifest.picture(here)
             pixels = load_canvas(picture, frame, self.manifest.background, sha256=digest)
         except ImageRejected as error:
-            raise DataError(f"{self.manifest.image_path(here)}: {error}") from error
+            raise DataError(f"{self.manifest.picture(here)}: {error}") from error
         mask = None if self.masks is None else self._mask(row, frame)
         latents = None if self.cache is None else self.cache.read(self._cache_rows[row : row + 1])[0]
         return Shown(pixels, mask, latents)

@@ -69,7 +69,7 @@ def test_every_picture_is_shown_once_an_epoch_and_the_held_out_never(manifest: P
 def test_a_crop_is_what_the_picture_has_there(manifest: Path) -> None:
     loader = loader_of(open_pictures(manifest))
     pictures = load_manifest(manifest)
-    paths = {str(pictures.table["id"][row]): pictures.image_path(row) for row in range(len(pictures))}
+    paths = {str(pictures.table["id"][row]): pictures.picture(row) for row in range(len(pictures))}
     for batch in loader.step(0):
         for sample, (top, left), pixels in zip(batch.sample_ids, batch.corners, batch.pixels, strict=True):
             whole = np.array(Image.open(paths[sample]).convert("RGB"))
@@ -114,7 +114,7 @@ def test_a_picture_that_changed_since_it_was_ingested_is_named(manifest: Path, t
         (tmp_path / path.name).write_bytes(path.read_bytes())
     moved = replace(original, sources=(tmp_path,))
     source = PictureSource(moved)
-    path = moved.image_path(4)
+    path = moved.picture(4)
     Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     with pytest.raises(DataError, match=rf"{path.name}.*as it was ingested"):
         source.read(4)

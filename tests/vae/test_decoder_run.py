@@ -199,7 +199,7 @@ def test_another_start_or_other_pictures_are_refused(config: VaeTrainConfig, tmp
 def test_what_cannot_be_is_said_before_anything_is_loaded(config: VaeTrainConfig) -> None:
     with pytest.raises(ConfigError, match=r"nothing is ever fetched.*losses\.lpips_weights"):
         replace(config, losses=DecoderLossConfig(lpips=0.1))
-    with pytest.raises(ConfigError, match="no other term holds colours"):
+    with pytest.raises(ConfigError, match="the other terms do not hold colours"):
         replace(config, losses=DecoderLossConfig(l1=0.0, l2=0.0))
     with pytest.raises(ConfigError, match='take "ddp"'):
         replace(config, parallel=replace(config.parallel, strategy="fsdp"))
