@@ -20,7 +20,7 @@ BENCH_TRAIN :=
 BENCH_TRAIN += benchmarks/bench_train.py
 BENCH_TRAIN += benchmarks/bench_checkpoint.py
 
-.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-sample bench-train clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-sample bench-train studies results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,8 @@ help:
 	@echo "make bench-train  measure the training loop, saving and resuming beside their peers (a quiet machine: minutes)"
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make bench-sample  sampling beside bare U-Net calls and diffusers' pipeline: a minute or two"
+	@echo "make studies    five studies on tiny models, an hour on 2 cores; goes on where it was stopped"
+	@echo "make results    docs/results.md, from the studies' and the evaluation's numbers"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 
 $(BIN)/uv:
@@ -84,6 +86,14 @@ bench-train: $(VENV)/.installed
 
 bench-sample: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_sample.py
+
+studies: $(VENV)/.installed
+	$(UV) --constraint constraints.txt --editable '.[studies]'
+	$(BIN)/python -m studies --processes 2
+
+results: $(VENV)/.installed
+	$(UV) --constraint constraints.txt --editable '.[studies]'
+	$(BIN)/python -m studies.results
 
 clean:
 	rm -rf $(VENV) work build dist

@@ -83,7 +83,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     trainer = Trainer(
         config=config,
         model=model,
-        objective=objective,
+        objective=replace(objective, noise_offset=config.noise_offset),
         loader=loader,
         parameters=parameters,
         optimizer=build_optimizer(config.optim, parameters, config.seed),
