@@ -93,6 +93,10 @@ studies: $(VENV)/.installed
 
 results: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[studies]'
+	@test ! -f work/demo/summary.json || test -f work/demo/figures/figures.json || \
+		$(BIN)/sumizome figures --model work/demo/run --latents work/demo/latents --out work/demo/figures
+	@test ! -f work/demo/summary.json || test -f work/demo/evaluation.json || \
+		$(BIN)/sumizome evaluate --model work/demo/run --latents work/demo/latents --out work/demo/evaluation.html
 	$(BIN)/python -m studies.results
 
 clean:

@@ -20,7 +20,7 @@ from sumizome.evaluate.scores import Interval, brightness
 from sumizome.inference import SamplingConfig
 from sumizome.models.sdxl import SDXLModel
 
-__all__ = ["CANVAS", "LENGTHS", "START", "STARTS", "enough", "single"]
+__all__ = ["CANVAS", "LENGTHS", "START", "STARTS", "enough", "growth", "single"]
 
 LENGTHS = {"1": 32, "1.5": 48, "2": 64, "3": 96}
 """Canvas length → px; a latent is 4 px wide, so 8, 12, 16 and 24 of them."""
@@ -162,7 +162,7 @@ def enough(measures: Measures, what: str) -> float:
     return math.inf
 
 
-def _growth(results: Results, what: str) -> tuple[list[str], Interval | None]:
+def growth(results: Results, what: str) -> tuple[list[str], Interval | None]:
     """σ_max by length in words, and the exponent e of σ ∝ length^e, fitted for each seed."""
     lengths = [float(arm) for arm in LENGTHS]
     by_arm = {arm: results.seeds(arm, lambda m: enough(m, what)) for arm in LENGTHS}
@@ -177,7 +177,7 @@ def _growth(results: Results, what: str) -> tuple[list[str], Interval | None]:
 def _sentences(results: Results) -> list[str]:
     sentences = []
     for what, name in (("black", "Black"), ("single", "One character")):
-        words, exponent = _growth(results, what)
+        words, exponent = growth(results, what)
         told_as = (
             f"σ grows as length to the power {told(exponent, 2)} (1 is √area, 0 no growth)"
             if exponent is not None

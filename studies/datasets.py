@@ -4,22 +4,25 @@ Owns where they lie (`work/studies/data`) and which sets there are. A set that s
 """
 
 import contextlib
+import fcntl
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from diffusers import AutoencoderKL
+
 from studies.pictures import draw_demo_set, draw_discs, draw_people
 from sumizome.cli.main import main as sumizome
-from sumizome.data.latents import open_latents
+from sumizome.data.latents import LatentCache, open_latents
 from sumizome.evaluate.classifier import TagClassifier, read_classifier, train_classifier, write_classifier
 from sumizome.evaluate.reference import Reference, load_reference
 from sumizome.export import write_diffusers_folder
 from sumizome.models.sdxl import load_model
 from sumizome.models.tiny import TinySize, build_tiny_model
 
-__all__ = ["ROOT", "SIZE", "WORK", "DataSet", "base_model", "latents", "reference"]
+__all__ = ["ROOT", "SIZE", "WORK", "DataSet", "alone", "base_model", "latents", "reference"]
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "work" / "studies"
@@ -97,9 +100,23 @@ def reference(data: DataSet) -> tuple[Reference, TagClassifier]:
     vae = load_model(base_model(0), components=("vae",)).vae
     assert vae is not None  # it was asked for
     path = WORK / "data" / f"{cache.root.name}-classifier.safetensors"
-    if not path.exists():
-        print(f"training a classifier: {path.stem}", flush=True)
-        whole = load_reference(cache, vae, held_out=_HELD_OUT, train_pictures=1200)
-        parts = (whole.train, whole.calibration, whole.test)
-        write_classifier(train_classifier(whole.images, whole.tag_lists, parts, epochs=10), path)
+    with alone(path):
+        if not path.exists():
+            _make_classifier(cache, vae, path)
     return load_reference(cache, vae, held_out=_HELD_OUT, train_pictures=0), read_classifier(path)
+
+
+def _make_classifier(cache: LatentCache, vae: AutoencoderKL, path: Path) -> None:
+    print(f"training a classifier: {path.stem}", flush=True)
+    whole = load_reference(cache, vae, held_out=_HELD_OUT, train_pictures=1200)
+    parts = (whole.train, whole.calibration, whole.test)
+    write_classifier(train_classifier(whole.images, whole.tag_lists, parts, epochs=10), path)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Holds what is about to be made at `path`; another process that wants to make the same waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,5 +1,6 @@
 """MinSNR against its terminal floor: what the step from pure noise learns, and what the others lose."""
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,10 @@ from sumizome.diffusion.guidance import GuidanceConfig
 from sumizome.diffusion.loss import LossConfig
 from sumizome.evaluate.config import EvaluateConfig
 from sumizome.evaluate.scores import Interval
+from sumizome.inference import SamplingConfig
 from sumizome.train.config import TrainConfig
 
-__all__ = ["ARMS", "DATA", "MIN_SNR", "SHARED_ARM", "config_of"]
+__all__ = ["ARMS", "DATA", "MIN_SNR", "NUMBERS", "SHARED_ARM", "config_of"]
 
 DATA = DataSet("demo", 64, square=False)
 STEPS = 360
@@ -40,9 +42,8 @@ _EVALUATION = EvaluateConfig(
     validation_count=48,
     timesteps=TIMESTEPS,
     guidance_scales=(),
-    steps=12,
     max_chunks=1,
-    guidance=GuidanceConfig(4.0),
+    sampling=SamplingConfig(steps=12, guidance=GuidanceConfig(4.0)),
 )
 
 
@@ -54,7 +55,10 @@ def config_of(arm: str, seed: int) -> TrainConfig:
 def _measure(arm: str, seed: int) -> Measures:
     model = finished_run(config_of(arm, seed))
     facts: dict[str, Any] = evaluated(model, DATA, _EVALUATION)
-    return {**facts, "first_prediction": {c: first_prediction_error(model, c) for c in ("black", "white", "grey")}}
+    facts["first_prediction"] = {c: first_prediction_error(model, c) for c in ("black", "white", "grey")}
+    if arm != SHARED_ARM:
+        shutil.rmtree(config_of(arm, seed).run_dir)
+    return facts
 
 
 def _page(results: Results) -> PageParts:
@@ -72,11 +76,11 @@ def _page(results: Results) -> PageParts:
         ]
     ]
     rows += [
-        [f"`{arm}`", *(told(seed_interval(results.seeds(arm, number))) for number in _NUMBERS.values())] for arm in ARMS
+        [f"`{arm}`", *(told(seed_interval(results.seeds(arm, number))) for number in NUMBERS.values())] for arm in ARMS
     ]
 
     def against_plain(arm: str, number: str) -> Interval:
-        return paired(results.seeds(arm, _NUMBERS[number]), results.seeds("plain", _NUMBERS[number]))
+        return paired(results.seeds(arm, NUMBERS[number]), results.seeds("plain", NUMBERS[number]))
 
     def sentence(arm: str) -> str:
         first = difference(against_plain(arm, "first"), "higher", "lower")
@@ -104,7 +108,7 @@ def _page(results: Results) -> PageParts:
                 "The step from pure noise",
                 "",
                 "error of the first prediction of black",
-                [Line("", range(len(ARMS)), [seed_interval(results.seeds(arm, _NUMBERS["first"])) for arm in ARMS])],
+                [Line("", range(len(ARMS)), [seed_interval(results.seeds(arm, NUMBERS["first"])) for arm in ARMS])],
                 ticks=[(place, arm) for place, arm in enumerate(ARMS)],
                 points=True,
             ),
@@ -137,12 +141,12 @@ def _page(results: Results) -> PageParts:
 
 def _verdict(results: Results, floors: list[str]) -> str:
     """The least floor whose first prediction is as good as the best floor's, by the means."""
-    means = {arm: seed_interval(results.seeds(arm, _NUMBERS["first"])).value for arm in floors}
+    means = {arm: seed_interval(results.seeds(arm, NUMBERS["first"])).value for arm in floors}
     best = min(means, key=means.__getitem__)
     enough = next(
         arm
         for arm in floors
-        if not differs(paired(results.seeds(arm, _NUMBERS["first"]), results.seeds(best, _NUMBERS["first"])))
+        if not differs(paired(results.seeds(arm, NUMBERS["first"]), results.seeds(best, NUMBERS["first"])))
     )
     return (
         f"The lowest error among the floors is `{best}`'s ({means[best]:.3f}); the least floor that is not told apart "
@@ -164,7 +168,7 @@ def _brightness(measures: Measures, colour: str) -> float:
     return float(row["brightness"]["value"])
 
 
-_NUMBERS: dict[str, Callable[[Measures], float]] = {
+NUMBERS: dict[str, Callable[[Measures], float]] = {
     "first": lambda measures: measures["first_prediction"]["black"],
     "black": lambda measures: _brightness(measures, "black"),
     "white": lambda measures: _brightness(measures, "white"),

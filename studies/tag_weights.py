@@ -18,7 +18,7 @@ from sumizome.evaluate.scores import Interval
 from sumizome.inference import SamplingConfig
 from sumizome.models.sdxl import SDXLModel
 
-__all__ = ["BANDS", "TAG_WEIGHTS", "nearest_colour", "region_colours"]
+__all__ = ["BANDS", "TAG_WEIGHTS", "band_number", "nearest_colour", "region_colours"]
 
 DATA = DataSet("discs", 32)
 STEPS, EACH = 300, 8
@@ -132,12 +132,12 @@ def _page(results: Results) -> PageParts:
     )
 
 
-def _band(measures: Measures, band: str, what: str) -> float:
+def band_number(measures: Measures, band: str, what: str) -> float:
     return float(np.mean([measures[part][band][what] for part in ("ground", "disc")]))
 
 
 def _of(results: Results, arm: str, band: str, what: str) -> Interval:
-    return seed_interval(results.seeds(arm, lambda measures: _band(measures, band, what)))
+    return seed_interval(results.seeds(arm, lambda measures: band_number(measures, band, what)))
 
 
 def _sentences(results: Results) -> list[str]:
@@ -148,7 +148,7 @@ def _sentences(results: Results) -> list[str]:
         parts = []
         for band in BANDS:
             recall, error = (
-                paired(*(results.seeds(a, lambda m, b=band, w=what: _band(m, b, w)) for a in (arm, "off")))
+                paired(*(results.seeds(a, lambda m, b=band, w=what: band_number(m, b, w)) for a in (arm, "off")))
                 for what in ("recall", "error")
             )
             parts.append(

@@ -3,14 +3,13 @@
 Owns what all studies share: batch, optimizer, average. There is no loop here but that over `Trainer.steps`.
 """
 
-import fcntl
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from studies.datasets import DataSet, base_model, latents
+from studies.datasets import DataSet, alone, base_model, latents
 from sumizome.models.sdxl import SDXLModel
 from sumizome.train.build import build_trainer
 from sumizome.train.config import CheckpointConfig, TrainConfig, ValidationConfig
@@ -87,9 +86,7 @@ def train(config: TrainConfig, look: Look, looks: Sequence[int] = (), *, keep: b
 
 def finished_run(config: TrainConfig) -> SDXLModel:
     """The averaged model of a run that others begin from: trained here if it is not there whole."""
-    config.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with config.run_dir.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be training the same
+    with alone(config.run_dir):
         if not (config.run_dir / "checkpoints" / f"step-{config.steps:08d}").exists():
             train(config, lambda step, model: None, keep=True)
     return load_trained_model(config.run_dir)[0]

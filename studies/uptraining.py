@@ -1,6 +1,7 @@
 """One ε-trained model up-trained five ways, as the report did with SDXL: when it is itself again, and what black is."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,10 +21,11 @@ from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
 from sumizome.evaluate.config import EvaluateConfig
 from sumizome.export import write_diffusers_folder
+from sumizome.inference import SamplingConfig
 from sumizome.models.sdxl import SDXLModel
 from sumizome.train.config import TrainConfig
 
-__all__ = ["BASE_SCHEDULE", "UPTRAINING", "matched_schedule"]
+__all__ = ["BASE_SCHEDULE", "STEPS", "UPTRAINING", "matched_schedule", "recovery_words"]
 
 DATA = DataSet("demo", 64, square=False)
 BASE_STEPS, STEPS = 400, 200
@@ -117,6 +119,7 @@ def _measure(arm_name: str, seed: int) -> Measures:
         measures["after"][str(step)] = _look(model, pictures=32 if step == STEPS else 0)
 
     train(config, look, LOOKS)
+    shutil.rmtree(base_folder)
     return measures
 
 
@@ -131,19 +134,18 @@ def _look(model: SDXLModel, *, pictures: int) -> dict[str, Any]:
         validation_count=32,
         timesteps=timesteps,
         guidance_scales=(),
-        steps=12,
         max_chunks=1,
-        guidance=GuidanceConfig(4.0),
+        sampling=SamplingConfig(steps=12, guidance=GuidanceConfig(4.0)),
     )
     facts = evaluated(model, DATA, config)
     losses = [row["loss"]["value"] for row in facts["validation"]["by_timestep"]]
     assert all(map(math.isfinite, losses))
-    drawn = {
-        "recall": facts["tags"]["recall"]["value"],
-        "kernel": facts["distance"]["kernel"]["value"],
-    }
+    drawn = {}
+    if pictures:
+        drawn["recall"] = facts["tags"]["recall"]["value"]
+        drawn["kernel"] = facts["distance"]["kernel"]["value"]
     return {
-        **(drawn if pictures else {}),
+        **drawn,
         "velocity_loss": sum(losses) / len(losses),
         "velocity_loss_by_sigma": dict(zip(map(str, SIGMAS), losses, strict=True)),
         "brightness": {row["colour"]: row["brightness"]["value"] for row in facts["colours"]},
@@ -168,7 +170,7 @@ def _page(results: Results) -> PageParts:
         rows.append(
             [
                 f"`{arm}`",
-                _recovery_words(results, arm),
+                recovery_words(results, arm),
                 *(
                     told(seed_interval(results.seeds(arm, lambda m, n=number: n(m["after"][last]))))
                     for number in (_first, _black, _white, _velocity, _kernel)
@@ -248,7 +250,7 @@ def _sentences(results: Results) -> list[str]:
     return [*sentences, "", f"Darkest black first: {', '.join(f'`{arm}`' for arm in ranked)}."]
 
 
-def _recovery_words(results: Results, arm: str) -> str:
+def recovery_words(results: Results, arm: str) -> str:
     found = [_recovery(measures) for _, measures in sorted(results.of[arm].items())]
     return ", ".join("–" if pictures is None else str(pictures) for pictures in found)
 

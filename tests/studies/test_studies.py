@@ -114,7 +114,7 @@ def test_growth_with_the_length_is_read_off() -> None:
         return Results({}, of, 0.0)
 
     for exponent in (1.0, 0.0):
-        found = canvas._growth(results(exponent), "black")[1]
+        found = canvas.growth(results(exponent), "black")[1]
         assert found is not None
         assert found.value == pytest.approx(exponent, abs=0.1)
 
