@@ -21,12 +21,11 @@ from sumizome.models.sdxl import SDXLModel
 __all__ = ["BANDS", "TAG_WEIGHTS", "band_number", "nearest_colour", "region_colours"]
 
 DATA = DataSet("discs", 32)
-STEPS, EACH = 300, 8
+STEPS, EACH = 240, 6
 ARMS = {
     "off": (TagWeightConfig(), "none"),
     "0.5": (TagWeightConfig(strength=0.5), "strength 0.5, images bounded to 0.5 … 2"),
     "1": (TagWeightConfig(strength=1.0), "strength 1, the same bounds"),
-    "2": (TagWeightConfig(strength=2.0), "strength 2, the same bounds"),
     "1-wide": (TagWeightConfig(strength=1.0, min_weight=0.1, max_weight=10.0), "strength 1, bounded to 0.1 … 10"),
 }
 BANDS = {"head": range(3), "middle": range(3, 7), "tail": range(7, 12)}
