@@ -21,7 +21,8 @@ BENCH_TRAIN += benchmarks/bench_train.py
 BENCH_TRAIN += benchmarks/bench_checkpoint.py
 BENCH_TRAIN += benchmarks/bench_load.py
 
-.PHONY: demo test test-faults test-slow fuzz lint emoji vae bench-data bench-formats bench-sample bench-train clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji vae studies results
+.PHONY: bench-data bench-formats bench-sample bench-train clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +35,8 @@ help:
 	@echo "make bench-train  measure the training loop, saving and resuming beside their peers (a quiet machine: minutes)"
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make bench-sample  sampling beside bare U-Net calls and diffusers' pipeline: a minute or two"
+	@echo "make studies    five studies on tiny models, an hour on 2 cores; goes on where it was stopped"
+	@echo "make results    docs/results.md, from the studies' and the evaluation's numbers"
 	@echo "make emoji      the same path on real pictures: the Noto emoji font (runs/emoji.sh)"
 	@echo "make vae        a VAE decoder finetuned, measured and put into a model: 5 minutes on 2 cores (runs/vae_tiny.sh)"
 
@@ -93,6 +96,18 @@ bench-train: $(VENV)/.installed
 
 bench-sample: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_sample.py
+
+studies: $(VENV)/.installed
+	$(UV) --constraint constraints.txt --editable '.[studies]'
+	$(BIN)/python -m studies --processes 2
+
+results: $(VENV)/.installed
+	$(UV) --constraint constraints.txt --editable '.[studies]'
+	@test ! -f work/demo/summary.json || test -f work/demo/figures/figures.json || \
+		$(BIN)/sumizome figures --model work/demo/run --latents work/demo/latents --out work/demo/figures
+	@test ! -f work/demo/summary.json || test -f work/demo/evaluation.json || \
+		$(BIN)/sumizome evaluate --model work/demo/run --latents work/demo/latents --out work/demo/evaluation.html
+	$(BIN)/python -m studies.results
 
 clean:
 	rm -rf $(VENV) work build dist

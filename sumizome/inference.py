@@ -76,11 +76,12 @@ def draw_pictures(
     total = sum(len(sigmas) - 1 for batch in batches for sigmas in _grids(model, batch[0]))
     done = 0
     for batch in batches:
-        for state in _drawn(model, batch, max_chunks):
-            latents = state.x
-            done += 1
-            if on_step is not None:
-                on_step(done, total)
+        with torch.no_grad():  # closed before the caller is yielded to
+            for state in _drawn(model, batch, max_chunks):
+                latents = state.x
+                done += 1
+                if on_step is not None:
+                    on_step(done, total)
         for number, (request, row) in enumerate(zip(batch, latents, strict=True)):
             # One at a time: at SDXL's size decoding takes more memory than the U-Net.
             (image,) = _images(decode_in_tiles(model.vae, row[None], decode_tile))
@@ -241,8 +242,11 @@ def _guided(
 
 
 def _denoiser(model: SDXLModel, conditioning: UNetConditioning) -> Denoise:
-    @torch.no_grad()
     def predict(noised_latents: Latents, timesteps: Tensor) -> Latents:
+        # Asked first, because switching off what is off costs as much as a few of the sampler's own operations.
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return apply_unet(model.unet, noised_latents, timesteps, conditioning)
         return apply_unet(model.unet, noised_latents, timesteps, conditioning)
 
     schedule = build_noise_schedule(model.schedule_config)

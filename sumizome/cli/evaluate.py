@@ -9,9 +9,17 @@ saturation and sharpness by guidance scale. A small network is trained on the da
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sumizome.evaluate.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from PIL import Image
+
+    from sumizome.evaluate.candidates import Candidate
+    from sumizome.evaluate.evaluation import Told
 
 __all__ = ["Command", "run"]
 
@@ -43,62 +51,80 @@ class Command:
 def run(command: Command) -> None:
     """Measures, writes page and JSON, prints a line a model."""
     import json
-    from dataclasses import replace
 
-    import torch
     from rich.console import Console
 
-    from sumizome.device import choose_device
-    from sumizome.evaluate.candidates import load_candidate, unique_names
     from sumizome.evaluate.config import check_config
-    from sumizome.evaluate.evaluation import data_facts, evaluate_model, prepare_data
     from sumizome.evaluate.evaluation_page import evaluation_page
     from sumizome.files import write_atomically
     from sumizome.report.page import check_page_path, write_page
-    from sumizome.settings import as_mapping
 
     check_page_path(command.out)
     check_config(command.config)
-    device = choose_device(command.device)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[command.dtype]
     with Console(stderr=True).status("loading") as status:
-        candidates = [load_candidate(path, command.weights, device=device, dtype=dtype) for path in command.model]
-        names = unique_names([candidate.name for candidate in candidates])
-        candidates = [replace(each, name=name) for each, name in zip(candidates, names, strict=True)]
-        reference = classifier = features = data = None
-        if command.latents is not None:
-            reference, classifier, features = prepare_data(
-                command.latents,
-                candidates[0],
-                command.config,
-                epochs=command.classifier_epochs,
-                features=command.features,
-                told=status.update,
-            )
-            data = data_facts(reference, classifier, features)
-        measured = [
-            evaluate_model(each, command.config, reference, classifier, features, status.update) for each in candidates
-        ]
-    config = command.config
-    facts = {
-        "format": 1,
-        "sampling": f"{config.steps} steps of {config.sampler}, guidance {config.guidance.guidance_scale:g}",
-        "config": as_mapping(command.config),
-        "data": data,
-        "models": [model for model, _ in measured],
-    }
+        facts, pictures = _measured(command, status.update)
     text = json.dumps(facts, ensure_ascii=False, indent=1)
     table = command.out.with_suffix(".json")
     write_atomically(table, lambda path: path.write_text(text, encoding="utf-8"))
-    write_page(command.out, evaluation_page(facts, [shown for _, shown in measured]))
-    for model, _ in measured:
-        parts = [f"{row['colour']} {row['error']['value']:.3f}" for row in model["colours"][:3]]
-        line = f"{model['name']}: colour error {', '.join(parts)}"
-        if model.get("tags") and model["tags"]["recall"]:
-            tags = model["tags"]
-            line += f"; recall {tags['recall']['value']:.1%} (chance {tags['chance']['value']:.1%})"
-        if model.get("distance"):
-            distance = model["distance"]
-            line += f"; Fréchet {distance['frechet']['value']:.2f} (real pictures {distance['real_frechet']:.2f})"
-        print(line)
+    write_page(command.out, evaluation_page(facts, pictures))
+    for model in facts["models"]:
+        print(_in_short(model))
     print(f"wrote {command.out} and {table}")
+
+
+def _measured(command: Command, told: "Told") -> "tuple[dict[str, Any], list[dict[str, list[Image.Image]]]]":
+    """All numbers as the JSON has them, and each model's pictures."""
+    from sumizome.evaluate.evaluation import data_facts, evaluate_model, prepare_data
+    from sumizome.settings import as_mapping
+
+    candidates, config = _candidates(command), command.config
+    reference = classifier = features = data = None
+    if command.latents is not None:
+        reference, classifier, features = prepare_data(
+            command.latents,
+            candidates[0],
+            config,
+            epochs=command.classifier_epochs,
+            features=command.features,
+            told=told,
+        )
+        data = data_facts(reference, classifier, features)
+    measured = [evaluate_model(each, config, reference, classifier, features, told) for each in candidates]
+    sampling = config.sampling
+    facts = {
+        "format": 1,
+        "sampling": f"{sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance.guidance_scale:g}",
+        "config": as_mapping(config),
+        "data": data,
+        "models": [model for model, _ in measured],
+    }
+    return facts, [shown for _, shown in measured]
+
+
+def _candidates(command: Command) -> "list[Candidate]":
+    """The models, each with a name of its own."""
+    from dataclasses import replace
+
+    import torch
+
+    from sumizome.device import choose_device
+    from sumizome.evaluate.candidates import load_candidate, unique_names
+
+    device = choose_device(command.device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[command.dtype]
+    candidates = [load_candidate(path, command.weights, device=device, dtype=dtype) for path in command.model]
+    names = unique_names([candidate.name for candidate in candidates])
+    return [replace(each, name=name) for each, name in zip(candidates, names, strict=True)]
+
+
+def _in_short(model: "dict[str, Any]") -> str:
+    """A model's most telling numbers in a line."""
+    line = f"{model['name']}: colour error "
+    line += ", ".join(f"{row['colour']} {row['error']['value']:.3f}" for row in model["colours"][:3])
+    if model.get("tags") and model["tags"]["recall"]:
+        tags = model["tags"]
+        line += f"; recall {tags['recall']['value']:.1%} (chance {tags['chance']['value']:.1%})"
+    if model.get("distance"):
+        distance = model["distance"]
+        line += f"; Fréchet {distance['frechet']['value']:.2f} (real pictures {distance['real_frechet']:.2f})"
+    return line

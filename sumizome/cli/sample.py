@@ -169,7 +169,8 @@ def run(command: Command) -> None:
                 print(f"{path}: the prompt is too long for {command.max_chunks} chunks; left out: {picture.dropped!r}")
     grid = command.out / "grid.png"
     picture_grid(images, columns=command.count if command.count > 1 else None).save(grid)
-    print(f"{len(images)} pictures in {command.out}, all of them in {grid}")
+    one = len(images) == 1
+    print(f"1 picture in {command.out}" if one else f"{len(images)} pictures in {command.out}, all of them in {grid}")
 
 
 def _check(command: Command) -> None:

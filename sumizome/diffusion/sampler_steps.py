@@ -10,8 +10,7 @@ Notation: x = latents + sigma·noise; s, s' = sigma of this step and the next.
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -30,8 +29,7 @@ HEUN_SIGMA_MAX = 1000.0
 sigma does not fit a step from infinity. Above this sigma the Euler step stands, whose error is of order 1/s'²."""
 
 
-@dataclass(frozen=True, slots=True)
-class SamplerState:
+class SamplerState(NamedTuple):
     """Where a sampler is after a step."""
 
     step: int

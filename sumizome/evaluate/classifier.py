@@ -5,20 +5,36 @@ thresholds are set on a second, its accuracy is told of a third; a tag that it c
 Its last hidden layer is the built-in feature space of `distances`.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sumizome.evaluate.scores import Images
+from sumizome.files import write_atomically
 from sumizome.seeds import derive_seed
 
-__all__ = ["FEATURES", "SIDE", "Labels", "TagClassifier", "TagSkill", "label_matrix", "train_classifier", "usable_tags"]
+__all__ = [
+    "FEATURES",
+    "SIDE",
+    "Labels",
+    "TagClassifier",
+    "TagSkill",
+    "label_matrix",
+    "read_classifier",
+    "train_classifier",
+    "usable_tags",
+    "write_classifier",
+]
 
 SIDE = 64
 """px: pictures of any size and shape are brought to this square."""
@@ -73,21 +89,21 @@ class _Network(nn.Module):
 class TagClassifier:
     """A trained network, the tags it can tell, and how well."""
 
-    def __init__(self, network: nn.Module, tags: Sequence[str], skills: Sequence[TagSkill]) -> None:
-        self._network = network
+    def __init__(self, network: "_Network", tags: Sequence[str], skills: Sequence[TagSkill]) -> None:
+        self.network = network
         self.tags = tuple(tags)
         self.skills = {skill.tag: skill for skill in skills}
         """Of the tags that it can tell."""
 
     def found(self, images: Sequence[Images]) -> dict[str, Bool[np.ndarray, " n"]]:
         """For each tag that it can tell: in which pictures it is found."""
-        logits = _apply(self._network, _squares(images))
+        logits = _apply(self.network, _squares(images))
         places = {tag: number for number, tag in enumerate(self.tags)}
         return {tag: logits[:, places[tag]] > skill.threshold for tag, skill in self.skills.items()}
 
     def features(self, images: Sequence[Images]) -> Float[np.ndarray, "n d"]:
         """The last hidden layer of each picture, float64."""
-        return _apply(self._network.features, _squares(images)).astype(np.float64)
+        return _apply(self.network.features, _squares(images)).astype(np.float64)
 
 
 def usable_tags(tag_lists: Sequence[Sequence[str]], least: int) -> list[str]:
@@ -130,6 +146,23 @@ def train_classifier(
         if skill is not None and skill.count >= 5 and skill.balanced_accuracy >= least_accuracy:
             skills.append(skill)
     return TagClassifier(network, tags, skills)
+
+
+def write_classifier(classifier: TagClassifier, path: Path) -> None:
+    """One safetensors file: the network, and in its metadata the tags and what it is worth on each."""
+    facts = {"tags": classifier.tags, "skills": [asdict(skill) for skill in classifier.skills.values()]}
+    content = save(classifier.network.state_dict(), {"classifier": json.dumps(facts)})
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def read_classifier(path: Path) -> TagClassifier:
+    """What `write_classifier` wrote."""
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["classifier"])
+        network = _Network(len(facts["tags"]))
+        names = file.keys()  # the file itself cannot be iterated
+        network.load_state_dict({name: file.get_tensor(name) for name in names})
+    return TagClassifier(network.eval(), facts["tags"], [TagSkill(**skill) for skill in facts["skills"]])
 
 
 def _fit(

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from sumizome.diffusion.guidance import GuidanceConfig
-from sumizome.diffusion.samplers import SamplerName
-from sumizome.diffusion.sigmas import Grid, SigmaMax
 from sumizome.errors import ConfigError
 from sumizome.evaluate.scores import COLOURS
+from sumizome.picture_request import SamplingConfig
 
 __all__ = ["EvaluateConfig", "FigureConfig", "check_config"]
 
@@ -37,15 +35,7 @@ class EvaluateConfig:
     """Pictures at each of them."""
     max_chunks: int = 3
     """Longest prompt, in chunks of 75 tokens."""
-    steps: int = 28
-    """Sampling steps."""
-    sampler: SamplerName = "euler"
-    """How pictures are sampled."""
-    grid: Grid = "native"
-    """Where the steps stand."""
-    sigma_max: SigmaMax = "pure"
-    """Where sampling starts."""
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True)

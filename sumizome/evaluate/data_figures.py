@@ -46,7 +46,9 @@ def crops(cache: LatentCache, vae: AutoencoderKL) -> Figure:
     elongation = np.abs(np.log(canvases[:, 0] / canvases[:, 1]))
     order = np.argsort(-elongation, kind="stable")
     _, first = np.unique(cache.index.bucket[pictures][order], return_index=True)
-    chosen = pictures[order[np.sort(first)][:_EXAMPLES]]
+    examples = order[np.sort(first)][:_EXAMPLES]
+    # A square's own crop shows nothing, unless there is nothing else.
+    chosen = pictures[examples[elongation[examples] > 0] if elongation.any() else examples]
     whole, cut = [], []
     for array in decode_rows(cache, vae, chosen):
         image = Image.fromarray(array[0])

@@ -30,6 +30,7 @@ from sumizome.evaluate.scores import (
     brightness,
     colour_error,
     jackknife,
+    proportion,
     saturation,
     sharpness,
 )
@@ -75,7 +76,7 @@ def evaluate_model(
         "step": candidate.step,
         "prediction_type": candidate.model.prediction_type,
         "zero_terminal_snr": candidate.model.schedule_config.zero_terminal_snr,
-        "colours": colours,
+        **colours,
         **dict.fromkeys(("tags", "distance", "guidance", "validation")),
     }
     if reference is not None:
@@ -135,7 +136,7 @@ def tag_recall(
             by_tag.append(
                 {
                     "tag": tag,
-                    "recall": asdict(bootstrap(hits[wanted].astype(float))),
+                    "recall": asdict(proportion(hits[wanted])),
                     "found_unasked": float(hits[~wanted].mean()) if (~wanted).any() else None,
                     "real": classifier.skills[tag].recall,
                 }
@@ -156,26 +157,30 @@ def tag_recall(
     }
 
 
-def _colours(candidate: Candidate, config: EvaluateConfig) -> tuple[list[dict[str, Any]], dict[str, list[Image.Image]]]:
-    base = PictureRequest("", canvas=native_canvas(candidate.model), sampling=_sampling(config))
-    facts, shown = [], {}
+def _colours(candidate: Candidate, config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
+    """`colours`, a row each, and `colour_error`, the mean over all of them; and the pictures of each."""
+    base = PictureRequest("", canvas=native_canvas(candidate.model), sampling=config.sampling)
+    facts, shown, errors = [], {}, []
     for colour in config.colours:
         requests = [
             replace(base, prompt=config.colour_prompt.format(colour), seed=seed) for seed in range(config.seeds)
         ]
         images = _draw(candidate, requests, config)
         pixels = np.stack([np.asarray(image) for image in images])
+        errors.append(colour_error(pixels, COLOURS[colour]))
         facts.append(
             {
                 "colour": colour,
                 "prompt": requests[0].prompt,
-                "error": asdict(bootstrap(colour_error(pixels, COLOURS[colour]))),
+                "error": asdict(bootstrap(errors[-1])),
                 "brightness": asdict(bootstrap(brightness(pixels))),
                 "wanted_brightness": float(brightness(np.array(COLOURS[colour], np.uint8).reshape(1, 1, 1, 3))[0]),
             }
         )
         shown[colour] = images
-    return facts, shown
+    # A seed is drawn again with all of its colours: they share their noise.
+    whole = asdict(bootstrap(np.mean(errors, axis=0)))
+    return {"colours": facts, "colour_error": whole}, shown
 
 
 def _captions(
@@ -185,7 +190,7 @@ def _captions(
     places = reference.test[: config.pictures].tolist()
     # Those of one canvas together, so that they are drawn in batches.
     places.sort(key=lambda place: reference.canvases[place])
-    return _draw(candidate, _caption_requests(reference, places, _sampling(config)), config), places
+    return _draw(candidate, _caption_requests(reference, places, config.sampling), config), places
 
 
 def _caption_requests(reference: Reference, places: Sequence[int], sampling: SamplingConfig) -> list[PictureRequest]:
@@ -221,7 +226,8 @@ def _guidance(candidate: Candidate, reference: Reference, config: EvaluateConfig
     places.sort(key=lambda place: reference.canvases[place])
     facts = []
     for scale in config.guidance_scales:
-        sampling = _sampling(replace(config, guidance=replace(config.guidance, guidance_scale=scale)))
+        guidance = replace(config.sampling.guidance, guidance_scale=scale)
+        sampling = replace(config.sampling, guidance=guidance)
         images = [_array(i) for i in _draw(candidate, _caption_requests(reference, places, sampling), config)]
         facts.append(
             {
@@ -262,16 +268,6 @@ def _validation(candidate: Candidate, reference: Reference, config: EvaluateConf
         values = torch.cat(losses).double().cpu().numpy() / as_velocity
         facts.append({"timestep": t, "loss": asdict(bootstrap(values))})
     return {"pictures": count, "known_held_out": candidate.held_out is not None, "by_timestep": facts}
-
-
-def _sampling(config: EvaluateConfig) -> SamplingConfig:
-    return SamplingConfig(
-        steps=config.steps,
-        sampler=config.sampler,
-        grid=config.grid,
-        sigma_max=config.sigma_max,
-        guidance=config.guidance,
-    )
 
 
 def _array(image: Image.Image) -> Images:

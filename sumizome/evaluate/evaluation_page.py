@@ -4,7 +4,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
@@ -17,6 +16,8 @@ from sumizome.report.page import image_uri, render_page
 __all__ = ["as_interval", "evaluation_page", "sheet_uri"]
 
 _SHOWN_SEEDS = 4
+_PLOTTED = 3
+"""Models in a plot: four lines can be told apart, and real pictures are one. The tables have all."""
 _SHOWN_CAPTIONS = 12
 
 
@@ -50,11 +51,12 @@ def evaluation_page(facts: Mapping[str, Any], shown: Sequence[Mapping[str, list[
             "models": models,
             "data": facts["data"],
             "colours": colours,
-            "colour_mean": [float(np.mean([row["error"]["value"] for row in model["colours"]])) for model in models],
             "sheets": [_colour_sheet(pictures) for pictures in shown],
             "captions": [_caption_sheet(pictures) for pictures in shown],
             "tags": _tag_rows(models),
             "charts": _charts(models, facts["data"]),
+            "plotted": names[:_PLOTTED],
+            "guidance": _guidance_rows(models),
         },
     )
 
@@ -94,25 +96,34 @@ def _tag_rows(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _guidance_rows(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By scale: each model's numbers; every model is asked for the same scales."""
+    guided = [model["guidance"] for model in models if model.get("guidance")]
+    return [
+        {"scale": row["guidance_scale"], "of": [rows[place] for rows in guided]}
+        for place, row in enumerate(guided[0] if guided else [])
+    ]
+
+
 def _charts(models: Sequence[Mapping[str, Any]], data: Mapping[str, Any] | None) -> dict[str, Chart | None]:
     charts: dict[str, Chart | None] = dict.fromkeys(("validation", "saturation", "sharpness"))
     validated = [
         Series(m["name"], [(p["timestep"], as_interval(p["loss"])) for p in m["validation"]["by_timestep"]])
-        for m in models
+        for m in models[:_PLOTTED]
         if m.get("validation")
     ]
     if validated:
         charts["validation"] = line_chart(
             "Loss by timestep", validated, "timestep; 999 is pure noise", "mean squared error of the velocity"
         )
-    guided = [model for model in models if model.get("guidance")]
+    guided = [model for model in models[:_PLOTTED] if model.get("guidance")]
     for what, unit in (("saturation", "share of full"), ("sharpness", "share of the range")):
         series = [
             Series(m["name"], [(p["guidance_scale"], as_interval(p[what])) for p in m["guidance"]]) for m in guided
         ]
         if series and data is not None:
             scales = [p["guidance_scale"] for p in guided[0]["guidance"]]
-            series = [*series[:3], Series("real pictures", [(scale, data[what]) for scale in (scales[0], scales[-1])])]
+            series = [*series, Series("real pictures", [(scale, data[what]) for scale in (scales[0], scales[-1])])]
         if series:
             charts[what] = line_chart(what.capitalize(), series, "guidance scale; 1 = off", unit)
     return charts

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from sumizome.data.images import open_image
@@ -25,6 +26,7 @@ __all__ = ["FIGURES", "draw_figures"]
 
 FIGURES = ("1", "2", "3", "4", "5-7", "8", "B")
 
+_CONSIDERED = 16
 _NO_LATENTS = "it shows the data; give --latents"
 _NO_TERMINAL_STEP = "the model's schedule has no terminal step; `sumizome inspect` shows it"
 
@@ -80,10 +82,13 @@ def _given(cache: LatentCache | None) -> LatentCache:
 
 
 def _picture(candidate: Candidate, cache: LatentCache | None, path: Path | None) -> Image.Image:
-    """The picture of figure 1: the user's, or the one of the data with the least hash."""
+    """The picture of figure 1: the user's, or of the pictures with the least hashes the one with the most contrast.
+
+    A flat one would show nothing of what noise hides.
+    """
     if path is not None:
         return open_image(path)
     pictures = _given(cache).index.pictures()
-    row = pictures[_given(cache).index.picture_hash[pictures].argmin()]
-    (array,) = decode_rows(_given(cache), candidate.model.vae, row[None])
-    return Image.fromarray(array[0])
+    first = np.argsort(_given(cache).index.picture_hash[pictures], kind="stable")[:_CONSIDERED]
+    arrays = decode_rows(_given(cache), candidate.model.vae, pictures[first])
+    return Image.fromarray(max(arrays, key=lambda array: float(array.std()))[0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sumizome.diffusion.guidance import GuidanceConfig
 from sumizome.diffusion.samplers import SAMPLERS
@@ -38,6 +38,7 @@ __all__ = [
     "Figure",
     "finite_start",
     "intermediate_predictions",
+    "matched_sigma",
     "noised_picture",
     "opposing_colours",
     "sigma_sequences",
@@ -139,10 +140,26 @@ def surviving_mean_error(latents: Latents, sigma: float, draws: int = 16) -> flo
 # --- 2, 3, 4: the terminal step ---------------------------------------------------------------------------------------
 
 
+def matched_sigma(model: SDXLModel, sigma: float) -> float:
+    """The sigma that leaves as much of a flat colour on the model's own canvas as `sigma` does on SDXL's.
+
+    The mean over n × n latents has noise sigma / n, so this is sigma·n/128: `sigma` itself for SDXL.
+    Source: report §2.3.
+    """
+    return sigma * int(model.unet.config["sample_size"]) / _SDXL_LATENT_SIDE
+
+
+def _sigma_words(model: SDXLModel, sigma: float) -> str:
+    matched = matched_sigma(model, sigma)
+    words = f"σ = {matched:.3g}"
+    return words if matched == sigma else f"{words} ({sigma:.3g} on 128 × 128 latents)"
+
+
 def finite_start(model: SDXLModel, config: FigureConfig) -> Figure:
-    """Figure 2: black from pure noise, and from σ = 14.6."""
+    """Figure 2: black from pure noise, and from what σ = 14.6 is on this canvas."""
     base = PictureRequest(config.black_prompt, canvas=native_canvas(model))
-    starts: dict[str, SigmaMax] = {"pure noise": "pure", "σ = 14.6": BASE_SIGMA_MAX}
+    finite_name = _sigma_words(model, BASE_SIGMA_MAX)
+    starts: dict[str, SigmaMax] = {"pure noise": "pure", finite_name: matched_sigma(model, BASE_SIGMA_MAX)}
     rows = [_draw(model, replace(base, sampling=_sampling(config, start)), config.seeds) for start in starts.values()]
     pure, finite = (bootstrap(brightness(_pixels(row))) for row in rows)
     return Figure(
@@ -151,15 +168,21 @@ def finite_start(model: SDXLModel, config: FigureConfig) -> Figure:
         "From pure noise black is black; started at a finite σ with noise of mean 0, the picture has medium brightness "
         "(report §2.2, figure 2).",
         f"Mean brightness (0 = black, 1 = white): {pure.value:.3f} ({pure.low:.3f} to {pure.high:.3f}) from pure "
-        f"noise, {finite.value:.3f} ({finite.low:.3f} to {finite.high:.3f}) from σ = 14.6; {config.seeds} seeds.",
-        {"pure": vars(pure), "finite": vars(finite), "prompt": config.black_prompt},
+        f"noise, {finite.value:.3f} ({finite.low:.3f} to {finite.high:.3f}) from {finite_name}; {config.seeds} seeds.",
+        {
+            "pure": vars(pure),
+            "finite": vars(finite),
+            "finite_sigma": matched_sigma(model, BASE_SIGMA_MAX),
+            "prompt": config.black_prompt,
+        },
         labelled_grid(rows, list(starts), [f"seed {seed}" for seed in range(config.seeds)], least_side=128),
     )
 
 
 def opposing_colours(model: SDXLModel, config: FigureConfig) -> Figure:
     """Figure 3: large areas of opposing colours, with the terminal step and without."""
-    starts: dict[str, SigmaMax] = {"pure noise": "pure", "σ = 14.6": BASE_SIGMA_MAX}
+    finite_name = _sigma_words(model, BASE_SIGMA_MAX)
+    starts: dict[str, SigmaMax] = {"pure noise": "pure", finite_name: matched_sigma(model, BASE_SIGMA_MAX)}
     rows, labels, values = [], [], []
     for prompt in config.opposing_prompts:
         away = {}
@@ -169,14 +192,14 @@ def opposing_colours(model: SDXLModel, config: FigureConfig) -> Figure:
             rows.append(row)
             labels.append(f"{prompt}: {name}")
             away[name] = bootstrap(np.abs(brightness(_pixels(row)) - 0.5))
-        values.append({"prompt": prompt, "pure": vars(away["pure noise"]), "finite": vars(away["σ = 14.6"])})
+        values.append({"prompt": prompt, "pure": vars(away["pure noise"]), "finite": vars(away[finite_name])})
     pure, finite = (float(np.mean([value[key]["value"] for value in values])) for key in ("pure", "finite"))
     return Figure(
         "3",
         "Opposing colours with and without the terminal step",
         "Without the terminal step the mean of the canvas is held near that of noise, so a dark part is bought with a "
         "bright one (report §2.2, figure 3).",
-        f"The canvas's mean lies {pure:.3f} from mid grey from pure noise, {finite:.3f} from σ = 14.6 (mean over "
+        f"The canvas's mean lies {pure:.3f} from mid grey from pure noise, {finite:.3f} from {finite_name} (mean over "
         f"{len(values)} prompts, {config.seeds} seeds each; 0 = pulled to grey).",
         {"prompts": values, "pure": pure, "finite": finite},
         labelled_grid(rows, labels, [f"seed {seed}" for seed in range(config.seeds)], least_side=128),
@@ -187,7 +210,8 @@ def opposing_colours(model: SDXLModel, config: FigureConfig) -> Figure:
 def intermediate_predictions(model: SDXLModel, config: FigureConfig, *, shown: int = 7) -> Figure:
     """Figure 4: what the network takes the picture for at each sigma, with the terminal step and with it skipped.
 
-    The same unit noise and the same grid: the second row leaves out the first step and starts at its second sigma.
+    The same unit noise and the same grid: the second row leaves out the first step and starts at its second sigma. On
+    a canvas smaller than SDXL's, as many steps are left out as bring the start to what that sigma is there.
     """
     schedule = build_noise_schedule(model.schedule_config)
     canvas = native_canvas(model)
@@ -196,8 +220,10 @@ def intermediate_predictions(model: SDXLModel, config: FigureConfig, *, shown: i
     denoise = guided_denoiser(model, [request])
     sigmas = build_sigmas("native", config.steps, schedule)
     places = sorted({1, 2, *np.linspace(1, config.steps - 1, shown - 1).round().astype(int).tolist()})[: shown - 1]
+    levels = sigmas[1 : config.steps - 1].tolist()
+    skipped = 1 + sum(level > 1.001 * matched_sigma(model, SKIPPED_START) for level in levels)
     rows, curves = [], []
-    for skip in (0, 1):
+    for skip in (0, skipped):
         grid = sigmas[skip:]
         x = noise.to(model.unet.device) * grid[0].float()
         states = list(SAMPLERS["euler"](denoise, x, grid, _no_noise))
@@ -206,14 +232,15 @@ def intermediate_predictions(model: SDXLModel, config: FigureConfig, *, shown: i
         means = brightness(_pixels([predicted[step] for step in sorted(predicted)]))
         curves.append([(float(sigmas[step]), float(mean)) for step, mean in zip(sorted(predicted), means, strict=True)])
     first, without = curves[0][0][1], curves[1][0][1]
-    labels = [f"σ = {float(sigmas[place]):.4g}" for place in (0, *places)]
+    labels = ["pure noise", *(f"σ = {float(sigmas[place]):.4g}" for place in places)]
     return Figure(
         "4",
         "Intermediate predictions by sigma",
         "With the terminal step the first prediction has the picture's mean already; without it, it is that of the "
         "noise, and stays (report §2.2, figure 4).",
         f"“{config.black_prompt}”: the first prediction has brightness {first:.3f} at pure noise, {without:.3f} where "
-        f"sampling starts at σ = {float(sigmas[1]):.2f}; at the end {curves[0][-1][1]:.3f} and {curves[1][-1][1]:.3f}.",
+        f"sampling starts at σ = {float(sigmas[skipped]):.2f}; at the end {curves[0][-1][1]:.3f} and "
+        f"{curves[1][-1][1]:.3f}.",
         {"with_terminal_step": curves[0], "without": curves[1], "prompt": config.black_prompt},
         labelled_grid(rows, ["with the terminal step", "without it"], labels, least_side=128),
         {"curves": curves},
@@ -225,7 +252,11 @@ def _no_noise(key: int) -> Latents:
 
 
 def _blank(canvas: tuple[int, int]) -> Image.Image:
-    return Image.new("RGB", (canvas[1], canvas[0]), "white")
+    """Nothing was predicted here: crossed out, or it would look like a picture."""
+    image = Image.new("RGB", (canvas[1], canvas[0]), (236, 234, 230))
+    for start, end in (((0, 0), (canvas[1], canvas[0])), ((0, canvas[0]), (canvas[1], 0))):
+        ImageDraw.Draw(image).line([start, end], fill=(190, 186, 180))
+    return image
 
 
 # --- 5, 6, 7: high noise for large canvases ---------------------------------------------------------------------------
@@ -241,18 +272,14 @@ def sigma_sequences(steps: int = 28, starts: Sequence[float] = (14.6, 29.0)) -> 
 
 
 def two_canvases(model: SDXLModel, config: FigureConfig) -> Figure:
-    """Figures 5 to 7: a canvas of double length from σ = 14.6, 29 and pure noise."""
+    """Figures 5 to 7: a canvas of double length from what σ = 14.6 and 29 are to it, and from pure noise."""
     height, width = native_canvas(model)
-    sequences = sigma_sequences(config.steps)
-    starts: dict[str, SigmaMax] = {"14.6": 14.6, "29": 29.0, "pure noise": "pure"}
-    if not model.schedule_config.zero_terminal_snr:
-        starts = {"14.6": 14.6}
+    at = {_sigma_words(model, sigma): matched_sigma(model, sigma) for sigma in (14.6, 29.0)}
+    own = dict(zip(at, sigma_sequences(config.steps, list(at.values())).values(), strict=True))
+    starts: dict[str, SigmaMax] = {**at, "pure noise": "pure"}
     base = PictureRequest(config.large_prompt, canvas=(2 * height, 2 * width))
     rows = [_draw(model, replace(base, sampling=_sampling(config, start)), config.seeds) for start in starts.values()]
-    labels = [
-        f"σ_max {name}" + (": " + " → ".join(f"{s:.1f}" for s in sequences[name]) if name in sequences else "")
-        for name in starts
-    ]
+    labels = [name + (": " + " → ".join(f"{s:.3g}" for s in own[name]) if name in own else "") for name in starts]
     last = _pixels(rows[-1]).astype(np.float64)
     away = {
         name: vars(bootstrap(np.sqrt(np.square(_pixels(row) - last).mean(axis=(1, 2, 3)))))
@@ -261,11 +288,16 @@ def two_canvases(model: SDXLModel, config: FigureConfig) -> Figure:
     told = "; ".join(f"{name}: {value['value']:.1f}" for name, value in away.items() if name != "pure noise")
     return Figure(
         "5-7",
-        f"A canvas of {2 * height} × {2 * width}: σ_max 14.6, 29 and pure noise",
+        f"A canvas of {2 * height} × {2 * width} from two finite starts and from pure noise",
         "A canvas of double length needs double the noise for the same signal-to-noise ratio: 14.6 loses the "
         "coherence of large parts, 29 mends it, and a schedule that reaches pure noise suffices for any canvas "
         "(report §2.3, figures 5 to 7).",
         f"Distance from the picture of pure noise and the same seed, root mean square in levels of 255: {told}.",
-        {"sigmas": sequences, "away_from_pure": away, "prompt": config.large_prompt},
+        {
+            "sigmas": sigma_sequences(config.steps),
+            "of_rows": own,
+            "away_from_pure": away,
+            "prompt": config.large_prompt,
+        },
         labelled_grid(rows, labels, [f"seed {seed}" for seed in range(config.seeds)], least_side=160),
     )

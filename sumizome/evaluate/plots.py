@@ -1,5 +1,6 @@
 """Lines with intervals as `report.charts.Chart`s, told apart by their strokes, so that a grey print keeps them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -63,10 +64,16 @@ def line_chart(
     x_ticks = [Tick(x_of(mark), f"{mark:g}") for n, mark in enumerate(marks) if n % every == 0 or mark == marks[-1]]
     if len(x_ticks) > 1 and x_ticks[-1].at - x_ticks[-2].at < 44:
         del x_ticks[-2]
-    y_ticks = [
-        Tick(y_of(low + share * (high - low)), short(low + share * (high - low))) for share in (0, 0.25, 0.5, 0.75, 1)
-    ]
+    y_ticks = [Tick(y_of(level), short(level)) for level in _round_levels(low, high)]
     return Chart(f"{title} ({y_title})", x_title, y_title, _HEIGHT, x_ticks, y_ticks, rects, lines)
+
+
+def _round_levels(low: float, high: float) -> list[float]:
+    """Three to six round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(factor * power for factor in (1, 2, 5, 10) if (high - low) / (factor * power) <= 5)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def _span(value: Interval | float) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 __all__ = [
     "COLOURS",
@@ -18,6 +18,7 @@ __all__ = [
     "brightness",
     "colour_error",
     "jackknife",
+    "proportion",
     "saturation",
     "sharpness",
 ]
@@ -64,6 +65,20 @@ def bootstrap(values: Sequence[float] | Float[np.ndarray, " n"], draws: int = 20
     rows = np.random.default_rng(0).integers(0, len(sample), (draws, len(sample)))
     low, high = np.quantile(sample[rows].mean(axis=1), (0.025, 0.975))
     return Interval(float(sample.mean()), float(low), float(high), len(sample))
+
+
+def proportion(hits: Sequence[bool] | Bool[np.ndarray, " n"]) -> Interval:
+    """The share of hits and its 95 % interval, which is wide where few were tried, also if all or none hit.
+
+    A bootstrap of ten misses would say "certainly never". Source: Wilson 1927, the score interval.
+    """
+    count = len(hits)
+    if not count:
+        raise ValueError("no interval of no values")
+    share, z = float(np.mean(hits)), 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * float(np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half), count)
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], rows: Float[np.ndarray, "n d"], groups: int = 10) -> Interval:

@@ -4,6 +4,7 @@ Owns its dimensions and its random start. Everything else about it is ordinary: 
 exported by the code that handles a real SDXL. Its VAE halves the side twice (f = 4), so 64 px are 16 latents.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,23 +16,34 @@ from sumizome.models.networks import build_network
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tensor_file import open_tensor_file
 
-__all__ = ["build_tiny_model", "tiny_unet_config", "tiny_vae_config"]
+__all__ = ["TinySize", "build_tiny_model", "tiny_unet_config", "tiny_vae_config"]
 
 _VAE_WEIGHTS = Path(__file__).parent / "assets" / "tiny_vae.safetensors"
-_FIRST_WIDTH, _SECOND_WIDTH = 64, 96
-"""Different on purpose: programs tell SDXL's two text encoders apart by their width."""
 
 
-def build_tiny_model(seed: int = 0) -> SDXLModel:
+@dataclass(frozen=True)
+class TinySize:
+    """How tiny: widths are channels, each a multiple of 32 where there is attention (all but the U-Net's first)."""
+
+    unet_widths: tuple[int, int, int] = (32, 64, 96)
+    text_widths: tuple[int, int] = (64, 96)
+    """Different on purpose: programs tell SDXL's two text encoders apart by their width."""
+
+
+_SIZE = TinySize()
+
+
+def build_tiny_model(seed: int = 0, size: TinySize = _SIZE) -> SDXLModel:
     """A tiny SDXL with random U-Net and text encoders, v-prediction, zero terminal SNR, float32, CPU.
 
     The VAE has the trained weights of `assets/tiny_vae.safetensors` where that file exists.
     """
+    first_width, second_width = size.text_widths
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = build_network("unet", tiny_unet_config())
-        first = build_network("text_encoder", _text_config(_FIRST_WIDTH, "quick_gelu"))
-        second = build_network("text_encoder_2", _text_config(_SECOND_WIDTH, "gelu"))
+        unet = build_network("unet", tiny_unet_config(size))
+        first = build_network("text_encoder", _text_config(first_width, "quick_gelu"))
+        second = build_network("text_encoder_2", _text_config(second_width, "gelu"))
         vae = build_network("vae", tiny_vae_config())
     if _VAE_WEIGHTS.exists():
         weights = open_tensor_file(_VAE_WEIGHTS)
@@ -46,14 +58,14 @@ def build_tiny_model(seed: int = 0) -> SDXLModel:
     )
 
 
-def tiny_unet_config() -> Config:
+def tiny_unet_config(size: TinySize = _SIZE) -> Config:
     """UNet2DConditionModel's arguments: three levels, attention in the lower two, as in SDXL."""
     return unet_config(
-        block_out_channels=(32, 64, 96),
+        block_out_channels=size.unet_widths,
         transformer_layers=(0, 1, 1),
         layers_per_block=1,
-        cross_attention_dim=_FIRST_WIDTH + _SECOND_WIDTH,
-        pooled_dim=_SECOND_WIDTH,
+        cross_attention_dim=sum(size.text_widths),
+        pooled_dim=size.text_widths[1],
     )
 
 

@@ -121,7 +121,7 @@ def _new_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
     base_schedule = build_noise_schedule(ScheduleConfig(**base["schedule"]))
     return Trainer(
         config=config,
-        task=Denoising(model, objective, draw_timesteps, config.max_chunks),
+        task=Denoising(model, replace(objective, noise_offset=config.noise_offset), draw_timesteps, config.max_chunks),
         loader=loader,
         parameters=parameters,
         optimizer=build_optimizer(config.optim, parameters, config.seed),

@@ -131,6 +131,9 @@ class TrainConfig:
     timestep_shift_from: int = 0
     """Side in pixels of the square canvas that the schedule suits; on larger canvases timesteps are drawn noisier, as
     if SNR were divided by canvas area / side², on smaller ones less noisy. 0 = off."""
+    noise_offset: float = 0.0
+    """Moves the training noise of each channel as a whole by this many standard deviations ("offset noise"; others take
+    0.05 to 0.1 with epsilon). 0 = none, the report's: the terminal step is in its place. Validation never has it."""
     precision: PrecisionName = "fp32"
     """"fp32": float32, with tf32 matrix products on a GPU (the report's). "bf16": float32 weights, bfloat16 compute.
     "pure_bf16": weights and moments too are bfloat16, rounded stochastically: half the memory (adamw only)."""
@@ -183,6 +186,8 @@ class TrainConfig:
             )
         if self.offload_text_encoders and self.optim.text_encoder_lr > 0:
             raise ConfigError("offload_text_encoders needs frozen ones; set optim.text_encoder_lr to 0")
+        if self.noise_offset < 0:
+            raise ConfigError(f"noise_offset is {self.noise_offset}; give 0 for none, or a number such as 0.05")
         if self.timestep_shift_from < 0:
             raise ConfigError(
                 f"timestep_shift_from is {self.timestep_shift_from}; give pixels, such as 512, or 0 for off"

@@ -39,6 +39,8 @@ class Objective:
     prediction_type: PredictionType
     loss: Callable[..., tuple[PerSample, PerSample]]
     """(model_output, target, timesteps, loss_weight) → (weighted, unweighted) loss of each sample."""
+    noise_offset: float = 0.0
+    """See `draw_noise`."""
 
 
 def training_loss(
@@ -61,7 +63,7 @@ def denoising_loss(
     """
     schedule, device = objective.schedule, model.unet.device
     latents = batch.latents.to(device)
-    noise = draw_noise(batch.seeds, latents.shape[1:]).to(device)
+    noise = draw_noise(batch.seeds, latents.shape[1:], objective.noise_offset).to(device)
 
     # Timesteps stay on the CPU with the schedule's tables: looking them up from a GPU would wait for it.
     noised_latents = schedule.add_noise(latents, noise, timesteps)
@@ -81,6 +83,14 @@ def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> tuple[UNe
     return conditioning, sum(map(bool, tokens.dropped))
 
 
-def draw_noise(seeds: Int[Tensor, " b"], shape: tuple[int, ...]) -> Latents:
-    """Unit Gaussian noise [b, *shape], float32 on the CPU: each sample's own seed alone decides its noise."""
-    return torch.stack([torch.randn(shape, generator=generator(seed, "noise")) for seed in seeds.tolist()])
+def draw_noise(seeds: Int[Tensor, " b"], shape: tuple[int, ...], offset: float = 0.0) -> Latents:
+    """Unit Gaussian noise [b, *shape], float32 on the CPU: each sample's own seed alone decides its noise.
+
+    With `offset`, each channel of each sample is moved as a whole by `offset` times a unit Gaussian.
+    """
+    noise = torch.stack([torch.randn(shape, generator=generator(seed, "noise")) for seed in seeds.tolist()])
+    if offset:
+        places = (shape[0], 1, 1)
+        draws = [torch.randn(places, generator=generator(seed, "noise offset")) for seed in seeds.tolist()]
+        noise = noise + offset * torch.stack(draws)
+    return noise

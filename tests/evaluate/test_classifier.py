@@ -1,11 +1,19 @@
 """The classifier learns what can be seen, says how well, and lets go of what cannot: shuffled labels."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sumizome.evaluate.classifier import TagClassifier, label_matrix, train_classifier, usable_tags
+from sumizome.evaluate.classifier import (
+    TagClassifier,
+    label_matrix,
+    read_classifier,
+    train_classifier,
+    usable_tags,
+    write_classifier,
+)
 from sumizome.evaluate.evaluation import tag_recall
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 180, 30)}
@@ -54,6 +62,15 @@ def test_recall_of_real_pictures_and_of_wrong_ones(learned: TagClassifier) -> No
     wrong = tag_recall(learned, images, [[swapped[own[0]]] for own in tags])
     assert wrong["recall"]["value"] < 0.1
     assert {row["tag"] for row in wrong["by_tag"]} == set(COLOURS)
+
+
+def test_a_classifier_from_disk_is_the_same(learned: TagClassifier, tmp_path: Path) -> None:
+    write_classifier(learned, tmp_path / "c.safetensors")
+    again = read_classifier(tmp_path / "c.safetensors")
+    images, _ = pictures(20, seed=3)
+    assert again.skills == learned.skills
+    assert np.array_equal(again.features(images), learned.features(images))
+    assert all(np.array_equal(again.found(images)[tag], hits) for tag, hits in learned.found(images).items())
 
 
 def test_shuffled_labels_teach_nothing_and_no_tag_is_kept() -> None:

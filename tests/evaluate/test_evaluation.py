@@ -47,7 +47,7 @@ def test_the_command_compares_models_in_one_json_and_one_page(
     tiny_folder: Path, latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "page.html"
-    config = {"steps": 2, "seeds": 2, "pictures": 20, "guidance-pictures": 2, "held-out": 40}
+    config = {"sampling.steps": 2, "seeds": 2, "pictures": 20, "guidance-pictures": 2, "held-out": 40}
     flags = [word for name, value in config.items() for word in (f"--config.{name}", str(value))]
     models = ["--model", str(tiny_folder), str(tiny_folder)]
     colours = ["--config.colours", "black", "white", "--config.guidance-scales", "1", "5"]
@@ -70,7 +70,7 @@ def test_the_command_compares_models_in_one_json_and_one_page(
 
 def test_colours_need_no_data(tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "colours.html"
-    flags = ["--config.steps", "2", "--config.seeds", "2", "--config.colours", "grey"]
+    flags = ["--config.sampling.steps", "2", "--config.seeds", "2", "--config.colours", "grey"]
     assert main(["evaluate", "--model", str(tiny_folder), "--out", str(out), *flags]) == 0
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["data"] is None and facts["models"][0]["distance"] is None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image
 from sumizome.cli.main import main
 from sumizome.data.buckets import BucketConfig, bucket_table
 from sumizome.evaluate.data_figures import cropped_shares
-from sumizome.evaluate.figures import sigma_sequences, surviving_mean_error
+from sumizome.evaluate.figures import matched_sigma, sigma_sequences, surviving_mean_error
+from sumizome.models.networks import build_network
 from sumizome.models.sdxl import SDXLModel
+from sumizome.models.tiny import tiny_unet_config
 
 
 def test_the_sigma_sequences_are_the_report_s() -> None:
@@ -27,6 +30,12 @@ def test_the_surviving_mean_misses_by_sigma_over_the_root_of_the_count(sigma: fl
     error = surviving_mean_error(torch.zeros(1, 4, side, side), sigma, draws=200)
     assert error == pytest.approx(sigma / side, rel=0.1)  # 800 draws: 2.5 % is one deviation
     assert surviving_mean_error(torch.zeros(1, 4, side, side), 0.0) == 0
+
+
+def test_sdxl_s_own_canvas_has_the_report_s_sigmas(tiny: SDXLModel) -> None:
+    assert matched_sigma(tiny, 14.6) == pytest.approx(14.6 * 16 / 128)
+    large = replace(tiny, unet=build_network("unet", tiny_unet_config() | {"sample_size": 128}, device="meta"))
+    assert matched_sigma(large, 14.6) == 14.6
 
 
 def test_crops_by_hand() -> None:
@@ -62,8 +71,10 @@ def test_the_command_draws_every_figure(tiny_folder: Path, tiny_latents: Path, t
     after = facts["figures"]["B"]["values"]["after"]
     assert after["mean"] == pytest.approx([0] * 4, abs=0.02) and after["std"] == pytest.approx([1] * 4, abs=0.02)
     ours = facts["figures"]["4"]["values"]
-    # The same grid, without its first step.
-    assert [sigma for sigma, _ in ours["without"]] == [sigma for sigma, _ in ours["with_terminal_step"]][1:]
+    # The same grid, without the steps above what 56.18 is on 16 × 16 latents.
+    grid = [sigma for sigma, _ in ours["with_terminal_step"]]
+    assert [sigma for sigma, _ in ours["without"]] == [sigma for sigma in grid if sigma <= 56.18 * 16 / 128]
+    assert facts["figures"]["2"]["values"]["finite_sigma"] == pytest.approx(14.6146 / 8)
     assert ours["with_terminal_step"][0][0] == 20000
 
 

@@ -9,6 +9,7 @@ from sumizome.evaluate.scores import (
     brightness,
     colour_error,
     jackknife,
+    proportion,
     saturation,
     sharpness,
 )
@@ -67,3 +68,10 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     rows = np.random.default_rng(2).normal(0, 2, (50, 1))
     interval = jackknife(lambda part: float(part.mean()), rows, groups=50)
     assert (interval.high - interval.value) / 1.96 == pytest.approx(rows.std(ddof=1) / np.sqrt(50))
+
+
+def test_ten_misses_are_not_certainly_never() -> None:
+    assert proportion([False] * 10).high == pytest.approx(0.2775, abs=1e-3)  # 1 − the same of ten hits
+    assert proportion([True] * 10).low == pytest.approx(1 - 0.2775, abs=1e-3)
+    half = proportion([True, False] * 500)
+    assert (half.value, half.high - half.low) == (0.5, pytest.approx(2 * 1.96 * 0.5 / 1000**0.5, rel=0.01))

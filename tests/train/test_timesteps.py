@@ -73,3 +73,12 @@ def test_shifted_timesteps_are_uniform_ones_of_a_schedule_with_snr_divided(
 def test_no_shift_is_no_shift() -> None:
     schedule = build_noise_schedule(ScheduleConfig())
     assert torch.equal(shifted_timesteps(schedule, 1.0), torch.arange(1000))
+
+
+def test_offset_noise_moves_each_channel_as_a_whole() -> None:
+    seeds = torch.arange(400)
+    plain, moved = draw_noise(seeds, (4, 8, 8)), draw_noise(seeds, (4, 8, 8), 0.5)
+    shift = moved - plain
+    assert (shift - shift.mean((2, 3), keepdim=True)).abs().max() < 1e-6
+    assert abs(float(shift[:, :, 0, 0].std()) - 0.5) < 0.03
+    assert torch.equal(moved[7:8], draw_noise(torch.tensor([7]), (4, 8, 8), 0.5))  # a row's own seed decides
