@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sumizome.data.buckets import BucketConfig, bucket_table
-from sumizome.data.shards import load_plan, plan_path
+from sumizome.data.latent_plan import load_plan, plan_path
 from sumizome.data.store import is_remote
 from sumizome.train.config import TrainConfig
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sumizome.data.buckets import BucketConfig, Sizes, assign_buckets, bucket_table, cover_sizes
 from sumizome.data.canvas import Canvas, Frame, load_canvas
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.latent_index import picture_hashes
 from sumizome.data.latents import LatentCache
 from sumizome.data.manifest import Manifest

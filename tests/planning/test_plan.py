@@ -9,7 +9,7 @@ import torch
 
 from sumizome.cli.main import main
 from sumizome.data.buckets import BucketConfig
-from sumizome.data.shards import CachePlan, Fingerprint, write_plan
+from sumizome.data.latent_plan import CachePlan, Fingerprint, write_plan
 from sumizome.errors import ConfigError
 from sumizome.models.architecture import unet_config
 from sumizome.models.networks import build_network

@@ -13,7 +13,7 @@ from sumizome.train.build import build_trainer
 from sumizome.train.config import TrainConfig
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir
-from sumizome.train.step import training_loss
+from sumizome.train.task import Place
 from sumizome.train.trainer import Trainer
 
 PLACE, ROW, SAMPLES = 1, 0, 4  # which sample of the step's two micro-batches of two gets another weight
@@ -40,7 +40,7 @@ def test_one_weight_moves_the_gradient_by_its_share_of_that_samples(config: Trai
         plain, _ = build_trainer(config)
         batch = plain.loader.step(0)[PLACE]
         # The sample on its own, at the timestep that the step gives it.
-        timesteps = plain._timesteps(batch, PLACE)
+        timesteps = plain.task.draw(batch, Place(0, PLACE, config.micro_batches_per_step))
         alone = replace(
             batch,
             latents=batch.latents[[ROW]],
@@ -49,7 +49,7 @@ def test_one_weight_moves_the_gradient_by_its_share_of_that_samples(config: Trai
             tag_weight=torch.ones(1),
             seeds=batch.seeds[[ROW]],
         )
-        loss = training_loss(plain.model, plain.objective, alone, timesteps[[ROW]], config.max_chunks)
+        loss = plain.task.loss(alone, timesteps[[ROW]])
         loss.weighted.sum().backward()
         of_sample = gradients(plain)
         before = gradients_of_step(plain)
