@@ -19,8 +19,9 @@ BENCH_DATA += benchmarks/bench_ingest.py
 BENCH_TRAIN :=
 BENCH_TRAIN += benchmarks/bench_train.py
 BENCH_TRAIN += benchmarks/bench_checkpoint.py
+BENCH_TRAIN += benchmarks/bench_load.py
 
-.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-sample bench-train studies results clean
+.PHONY: demo test test-faults test-slow fuzz lint emoji bench-data bench-formats bench-sample bench-train studies results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +30,7 @@ help:
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
 	@echo "make test-faults  kill, stop, damage and starve runs; writes docs/faults.md (hours on 2 cores)"
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
+	@echo "make bench-formats  inspect on a file of 7 GB beside a bare look at its header: seconds"
 	@echo "make bench-train  measure the training loop, saving and resuming beside their peers (a quiet machine: minutes)"
 	@echo "make fuzz       manifests, tags, tables and tars mangled tens of thousands of times: ten minutes or so"
 	@echo "make bench-sample  sampling beside bare U-Net calls and diffusers' pipeline: a minute or two"
@@ -79,6 +81,9 @@ emoji: $(VENV)/.installed
 bench-data: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'
 	@for script in $(BENCH_DATA); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+
+bench-formats: $(VENV)/.installed
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_inspect.py
 
 bench-train: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'

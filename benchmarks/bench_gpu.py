@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
-from measurement import record
+from measurement import progress, record
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -28,10 +28,12 @@ from sumizome.models.architecture import unet_config
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
 from sumizome.models.networks import build_network, building_blocks
 from sumizome.train.ema import Ema, EmaConfig
-from sumizome.train.footprint import forward_flop, measure_step
+from sumizome.train.flop import forward_flop
+from sumizome.train.footprint import measure_step
 from sumizome.train.optim import OptimConfig, build_optimizer
 
 SMALL = {"block_out_channels": (64, 128, 256), "transformer_layers": (0, 1, 2), "cross_attention_dim": 256}
+SMALLEST = {"block_out_channels": (32, 64), "transformer_layers": (0, 1), "cross_attention_dim": 64}
 CANVASES = ((1024, 1024), (832, 1216), (1280, 768))
 TOKENS = 231
 H100_TFLOPS, MFU, PARITY = 989.0, 0.40, 1e-4
@@ -49,6 +51,9 @@ class Bench:
     batch: int
     steps: int
     peak_tflops: float
+    parity_shape: dict[str, object]
+    parity_canvas: tuple[int, int]
+    parity_steps: int
 
 
 class Step:
@@ -69,7 +74,8 @@ class Step:
         ).to(device)
 
     def loss(self) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16):
+        # A CPU without bfloat16 units takes minutes for what takes seconds in float32.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             output = apply_unet(self.unet, self.noised, self.timesteps, self.condition)
         return (output.float() - self.target).square().mean()
 
@@ -82,6 +88,7 @@ def measure_speed(bench: Bench) -> None:
     optimizer = build_optimizer(OptimConfig(warmup_steps=0), parameters)
     ema = Ema(EmaConfig(), parameters)
     for canvas in bench.canvases:
+        progress(f"{bench.steps} steps at {canvas[0]}×{canvas[1]}")
         step = Step(unet, bench.device, canvas, bench.batch)
         seconds: list[float] = []
         reset_peak(bench.device)
@@ -125,9 +132,12 @@ def tell_memory(bench: Bench, canvas: tuple[int, int], parameters: dict[str, nn.
     )
 
 
-def measure_parity(bench: Bench, steps: int) -> None:
+def measure_parity(bench: Bench) -> None:
     """Prints how far the losses of DDP and FSDP2 are apart, relative, at the worst of some steps."""
-    losses = {strategy: trained_losses(bench, strategy, steps) for strategy in ("ddp", "fsdp")}
+    losses, steps = {}, bench.parity_steps
+    for strategy in ("ddp", "fsdp"):
+        progress(f"{steps} steps under {strategy}")
+        losses[strategy] = trained_losses(bench, strategy, steps)
     pairs = zip(losses["ddp"], losses["fsdp"], strict=True)
     worst = max(abs(a - b) / abs(a) for a, b in pairs)
     record(f"DDP and FSDP2, loss apart (relative, worst of {steps} steps)", worst, "1", target=PARITY, better="lower")
@@ -139,7 +149,7 @@ def trained_losses(bench: Bench, strategy: str, steps: int) -> list[float]:
     """The loss of each step, on one rank: `parallelize` leaves a single one alone, so its calls to torch stand here."""
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    unet: nn.Module = random_unet(SMALL, bench.device)
+    unet: nn.Module = random_unet(bench.parity_shape, bench.device)
     config = unet.config
     if strategy == "ddp":
         unet = DistributedDataParallel(unet)
@@ -152,7 +162,7 @@ def trained_losses(bench: Bench, strategy: str, steps: int) -> list[float]:
     optimizer = build_optimizer(
         OptimConfig(lr=1e-3, warmup_steps=0), {f"unet.{name}": p for name, p in unet.named_parameters()}
     )
-    step = Step(unet, bench.device, (256, 256), 4)
+    step = Step(unet, bench.device, bench.parity_canvas, 4)
     losses = []
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
@@ -191,11 +201,14 @@ def main() -> None:
         sys.exit("bench_gpu: no CUDA device here; --dry-run shows that the script works")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if arguments.dry_run:
-        bench = Bench(torch.device("cpu"), SMALL, ((128, 128), (96, 160)), 1, 1, arguments.peak_tflops)
+        peak = arguments.peak_tflops
+        small = ((64, 64), (64, 96))
+        bench = Bench(torch.device("cpu"), SMALLEST, small, 1, 1, peak, SMALLEST, (64, 64), 3)
     else:
-        bench = Bench(torch.device("cuda"), {}, CANVASES, arguments.batch, arguments.steps, arguments.peak_tflops)
+        device, batch, steps, peak = torch.device("cuda"), arguments.batch, arguments.steps, arguments.peak_tflops
+        bench = Bench(device, {}, CANVASES, batch, steps, peak, SMALL, (256, 256), 50)
     measure_speed(bench)
-    measure_parity(bench, steps=3 if arguments.dry_run else 50)
+    measure_parity(bench)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def _peak() -> int:
 def main() -> None:
     """Prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--copies", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--copies", type=int, default=50_000)
     parser.add_argument("--only", choices=["match", "records", "copies"])
     options = parser.parse_args()
     if options.only != "copies":

@@ -18,8 +18,9 @@ import torch
 from measurement import record
 from safetensors import safe_open
 
+from sumizome.data.latent_plan import CachePlan, Fingerprint, write_plan
 from sumizome.data.latents import LatentCache, open_latents
-from sumizome.data.shards import CachePlan, Fingerprint, commit_unit, tensor_name, unit_paths, write_plan
+from sumizome.data.shards import commit_unit, tensor_name, unit_paths
 
 SIDES = (64, 512, 1024)  # px
 UNIT, BATCH, TARGET = 512, 32, 10_000

@@ -23,16 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from measurement import record
-from synthetic_manifest import make_manifest
+from synthetic_manifest import made_sizes, make_manifest
 
 from sumizome.data.batch_plan import BatchPlan
 from sumizome.data.buckets import BucketConfig, assign_buckets, bucket_classes, bucket_report, bucket_table
 from sumizome.data.index_cache import mapped_index
 from sumizome.data.latent_index import LatentIndex, column_parts
+from sumizome.data.latent_plan import CachePlan, Fingerprint
 from sumizome.data.latents import LatentCache
 from sumizome.data.loader import build_loader
-from sumizome.data.manifest_columns import open_manifest_columns
-from sumizome.data.shards import CachePlan, Fingerprint
+from sumizome.data.manifest import picture_sizes
+from sumizome.data.shard_files import LocalShards
+from sumizome.data.stored_manifest import open_manifest
 from sumizome.data.tags import TagWeightConfig
 
 FOLDER = Path("build/bench")
@@ -74,9 +76,9 @@ def plan_of(sizes: np.ndarray, repeats: np.ndarray, config: BucketConfig = SDXL_
 def start(records: int) -> dict[str, float]:
     """From the file to the first step of the first epoch; every check is made, and peak memory taken."""
     began, cpu = time.perf_counter(), time.process_time()
-    columns = open_manifest_columns(manifest_path(records))
+    columns = open_manifest(manifest_path(records), ["height", "width", "repeats"])
     opened = time.perf_counter() - began
-    plan_of(columns.sizes, columns.columns["repeats"]).step(0, 0, RANKS)
+    plan_of(picture_sizes(columns), columns.column("repeats")).step(0, 0, RANKS)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "opened": opened, "cpu": time.process_time() - cpu, "peak": peak_mb()}
 
@@ -103,7 +105,8 @@ class ImageObject:
 
 
 def objects(records: int) -> dict[str, float]:
-    table = pq.ParquetFile(manifest_path(records)).read_row_groups([0, 1]).slice(0, OBJECTS)
+    file = pq.ParquetFile(manifest_path(records))
+    table = file.read_row_groups(list(range(min(2, file.num_row_groups)))).slice(0, OBJECTS)
     before, began = private_mb(), time.perf_counter()
     buckets = [(height, width) for height, width in bucket_table(SDXL_TABLE).tolist()]
     held = {row["id"]: ImageObject(row, buckets) for batch in table.to_batches(2048) for row in batch.to_pylist()}
@@ -118,14 +121,17 @@ def joined_index(records: int) -> LatentIndex:
     table = bucket_table(SDXL_TABLE)
 
     def units() -> Iterator[pa.Table]:
-        file = pq.ParquetFile(manifest_path(records), read_dictionary=["tags.list.element"])
-        for batch in file.iter_batches(2048):
+        # Not read as a dictionary: each part of 2 048 rows would carry the vocabulary of 131 072.
+        for batch in pq.ParquetFile(manifest_path(records)).iter_batches(2048):
+            tags = batch["tags"]
+            tags = pa.ListArray.from_arrays(tags.offsets, tags.values.dictionary_encode())
             sizes = np.stack([batch["height"].to_numpy(), batch["width"].to_numpy()], axis=1)
             canvas = table[assign_buckets(sizes, table).bucket].astype(np.int32)
             row = np.arange(len(batch), dtype=np.int32)
             facts = {"bucket_h": canvas[:, 0], "bucket_w": canvas[:, 1], "row": row, "crc32": row.astype(np.uint32)}
             facts |= {"original_h": batch["height"], "original_w": batch["width"], "crop_top": row, "crop_left": row}
-            yield pa.table(facts | {name: batch[name] for name in ("id", "tags", "kept_tags", "repeats")})
+            facts["variant"] = np.zeros(len(batch), np.int16)
+            yield pa.table(facts | {"tags": tags} | {name: batch[name] for name in ("id", "kept_tags", "repeats")})
 
     return mapped_index(FOLDER / "index", f"bench-{records}", lambda: column_parts(units(), fingerprint()))
 
@@ -146,7 +152,8 @@ class WithoutLatents(LatentCache):
 def held(records: int, strength: float = 0.5) -> dict[str, float]:
     """What a training process holds; the joined index is there already, as for all but the first process."""
     before, began = private_mb(), time.perf_counter()
-    cache = WithoutLatents(FOLDER, CachePlan(fingerprint(), records, 2048, "none"), joined_index(records))
+    plan, none = CachePlan(fingerprint(), records, 2048, "none"), LocalShards(lambda _: FOLDER, "none")
+    cache = WithoutLatents(FOLDER, plan, joined_index(records), none)
     loader = build_loader(
         cache,
         seed=1,
@@ -174,18 +181,20 @@ def timed(work: Callable[[int], Any], steps: range) -> float:
 
 def steps(records: int) -> dict[str, float]:
     """The time from a step's number to the rows of its micro-batches."""
-    columns = open_manifest_columns(manifest_path(records))
-    plan = plan_of(columns.sizes, columns.columns["repeats"])
+    sizes, repeats = made_sizes(records), np.ones(records, np.int32)  # the manifest's
+    plan = plan_of(sizes, repeats)
     began = time.perf_counter()
     plan.step(100_000, 3, RANKS)
     first = (time.perf_counter() - began) * 1e3
     per_epoch = int(plan.steps_per_epoch)
-    classes = plan_of(columns.sizes, columns.columns["repeats"], BucketConfig(areas=(512, 768, 1024)))
+    classes = plan_of(sizes, repeats, BucketConfig(areas=(512, 768, 1024)))
     return {
         "first_at_100000": first,
         "at_0": timed(lambda step: plan.step(step, 3, RANKS), range(200)),
         "at_100000": timed(lambda step: plan.step(step, 3, RANKS), range(100_000, 100_200)),
-        "over_an_epoch_end": timed(lambda step: plan.step(step, 3, RANKS), range(per_epoch - 50, per_epoch + 50)),
+        "over_an_epoch_end": timed(
+            lambda step: plan.step(step, 3, RANKS), range(max(0, per_epoch - 50), per_epoch + 50)
+        ),
         "whole_step": timed(plan.step, range(100_000, 100_050)),
         "with_classes": timed(lambda step: classes.step(step, 3, RANKS), range(100_000, 100_100)),
     }
@@ -200,9 +209,8 @@ def listed_order(records: int) -> dict[str, float]:
 
 def epoch(records: int, areas: tuple[int, ...] = ()) -> dict[str, float]:
     """All steps of an epoch: how evenly 256 ranks are busy, and that every picture comes once or is carried."""
-    columns = open_manifest_columns(manifest_path(records))
     config = BucketConfig(areas=areas)
-    plan, table = plan_of(columns.sizes, columns.columns["repeats"], config), bucket_table(config)
+    plan, table = plan_of(made_sizes(records), np.ones(records, np.int32), config), bucket_table(config)
     area = table.prod(axis=1)
     seen, busy = np.zeros(records, np.uint8), []
     count = int(plan.steps_per_epoch)
@@ -218,10 +226,9 @@ def epoch(records: int, areas: tuple[int, ...] = ()) -> dict[str, float]:
 
 
 def fit(records: int) -> dict[str, float]:
-    sizes = open_manifest_columns(manifest_path(records)).sizes
-    found = {}
+    sizes, found = made_sizes(records), {}
     for name, config in (("report", REPORT_TABLE), ("sdxl", SDXL_TABLE)):
-        report = bucket_report(sizes.astype(np.int64), bucket_table(config), 4.0)
+        report = bucket_report(sizes, bucket_table(config), 4.0)
         found |= {f"{name}_error": report.mean(report.aspect_error), f"{name}_crop": report.mean(report.crop_share)}
     return found
 

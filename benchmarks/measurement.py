@@ -6,9 +6,10 @@ Speed is a ratio: `peer_value` is what a named peer, or the bare limit, did in t
 import json
 import os
 import platform
+import sys
 from typing import Literal
 
-__all__ = ["machine", "record"]
+__all__ = ["machine", "progress", "record"]
 
 
 def record(
@@ -38,6 +39,11 @@ def record(
         "machine": machine(),
     }
     print(json.dumps(line), flush=True)
+
+
+def progress(text: str) -> None:
+    """Says on standard error what is being done, at once: measuring takes minutes."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from measurement import record
+from measurement import progress, record
 from tiny_run import tiny_config
 
 from sumizome.settings import to_toml
@@ -52,11 +52,14 @@ def measure_resume(folder: Path, target: float) -> None:
     settings = folder / "resumed.toml"
     settings.write_text(to_toml(config), encoding="utf-8")
     train = [sys.executable, "-m", "sumizome", "train", str(settings)]
+    progress(f"a run of {_SAVED_AT} steps, to be resumed")
     subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    progress("resumed")
     clock, cpu = _first_step([*train, "--steps", str(_SAVED_AT + 5)])
     record("resume: process start to first step", clock, "s", target=target, better="lower")
     record("resume: the whole process, 5 steps and a save included", cpu, "CPU s", better="lower")
     settings.write_text(to_toml(replace(config, steps=_SAVED_AT + 10)), encoding="utf-8")
+    progress("resumed again, part by part")
     parts = subprocess.run([sys.executable, "-c", _PARTS, str(settings)], check=True, capture_output=True, text=True)
     for name, seconds in zip(_NAMES, parts.stdout.split(), strict=True):
         record(f"resume: {name}", float(seconds), "s", better="lower")

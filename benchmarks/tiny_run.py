@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from synthetic_tags import synthetic_tags, vocabulary
 
-from sumizome.data.shards import CachePlan, Fingerprint, commit_unit, write_plan
+from sumizome.data.latent_plan import CachePlan, Fingerprint, write_plan
+from sumizome.data.shards import commit_unit
 from sumizome.export import write_diffusers_folder
 from sumizome.models.tiny import build_tiny_model
 from sumizome.models.vae import vae_digest

@@ -10,10 +10,11 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sumizome.data.loader import TrainBatch
 from sumizome.models.conditioning import UNetConditioning, apply_unet
@@ -60,12 +61,21 @@ def bare_loop(
     return step
 
 
-def accelerate_loop(model: SDXLModel, batches: list[TrainBatch], folder: Path, log_every: int) -> Callable[[], object]:
-    """A step as diffusers' text-to-image script for SDXL makes it, with cached latents, on copies of the networks.
+@dataclass(frozen=True)
+class Peer:
+    """What diffusers' script for SDXL has before its loop begins, on copies of the networks."""
 
-    Tokens are made beforehand, as that script does; captions are encoded in the step, as here, where tags are shuffled
-    anew each time. The average is diffusers' EMAModel; the loss is read each step, and logged as often as by ours.
-    """
+    accelerator: Any
+    unet: nn.Module
+    encoders: nn.ModuleList
+    optimizer: Any
+    rate: Any
+    loader: Any
+    schedule: Any
+    average: Any
+
+
+def make_peer(model: SDXLModel, batches: list[TrainBatch], folder: Path) -> Peer:
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
     from diffusers import DDPMScheduler
@@ -90,35 +100,50 @@ def accelerate_loop(model: SDXLModel, batches: list[TrainBatch], folder: Path, l
     unet, optimizer, loader, rate = accelerator.prepare(
         unet, optimizer, loader, get_scheduler("constant", optimizer=optimizer)
     )
-    endless = itertools.chain.from_iterable(itertools.repeat(loader))
+    return Peer(accelerator, unet, encoders, optimizer, rate, loader, schedule, average)
+
+
+def accelerate_loop(model: SDXLModel, batches: list[TrainBatch], folder: Path, log_every: int) -> Callable[[], object]:
+    """A step as diffusers' text-to-image script for SDXL makes it, with cached latents, on copies of the networks.
+
+    Tokens are made beforehand, as that script does; captions are encoded in the step, as here, where tags are shuffled
+    anew each time. The average is diffusers' EMAModel; the loss is read each step, and logged as often as by ours.
+    """
+    peer = make_peer(model, batches, folder)
+    accelerator = peer.accelerator
+    endless = itertools.chain.from_iterable(itertools.repeat(peer.loader))
     done = itertools.count(1)
     unread: list[float] = []
 
     def step() -> None:
         latents, ids, time_ids = next(endless)
-        with accelerator.accumulate(unet):
-            noise = torch.randn_like(latents)
-            timesteps = torch.randint(1000, (len(latents),))
-            noised = schedule.add_noise(latents, noise, timesteps)
-            prompt, pooled = encode_prompts(encoders, ids.transpose(0, 1))
-            added = {"text_embeds": pooled, "time_ids": time_ids}
-            output = unet(noised, timesteps, prompt, added_cond_kwargs=added, return_dict=False)[0]
-            target = schedule.get_velocity(latents, noise, timesteps)
-            loss = F.mse_loss(output.float(), target.float(), reduction="mean")
+        with accelerator.accumulate(peer.unet):
+            loss = peer_loss(peer, latents, ids, time_ids)
             unread.append(accelerator.gather(loss.repeat(len(latents))).mean().item())
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(unet.parameters(), 1.0)
-            optimizer.step()
-            rate.step()
-            optimizer.zero_grad()
+                accelerator.clip_grad_norm_(peer.unet.parameters(), 1.0)
+            peer.optimizer.step()
+            peer.rate.step()
+            peer.optimizer.zero_grad()
         if accelerator.sync_gradients:
-            average.step(unet.parameters())
+            peer.average.step(peer.unet.parameters())
         if (number := next(done)) % log_every == 0:
             accelerator.log({"train_loss": sum(unread) / len(unread)}, step=number)
             unread.clear()
 
     return step
+
+
+def peer_loss(peer: Peer, latents: Tensor, ids: Tensor, time_ids: Tensor) -> Tensor:
+    noise = torch.randn_like(latents)
+    timesteps = torch.randint(1000, (len(latents),))
+    noised = peer.schedule.add_noise(latents, noise, timesteps)
+    prompt, pooled = encode_prompts(peer.encoders, ids.transpose(0, 1))
+    added = {"text_embeds": pooled, "time_ids": time_ids}
+    output = peer.unet(noised, timesteps, prompt, added_cond_kwargs=added, return_dict=False)[0]
+    target = peer.schedule.get_velocity(latents, noise, timesteps)
+    return F.mse_loss(output.float(), target.float(), reduction="mean")
 
 
 def _samples(batches: list[TrainBatch]) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -22,10 +22,16 @@ shift
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 started=$(date +%s)
 
-# torchrun itself would die of SIGUSR1, so it ignores it; its workers set their own handlers.
+# Slurm signals every process of a step, and the workers set their own handlers. torchrun itself would die of SIGUSR1, and
+# kill its workers 30 s after SIGTERM, which is too soon for a large checkpoint: it ignores both, where it can be told to.
 srun --kill-on-bad-exit=1 bash -c '
   trap "" USR1
-  exec torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
+  patient=()
+  if torchrun --help | grep -q -- --signals-to-handle; then
+    trap "" TERM
+    patient=(--signals-to-handle SIGINT,SIGHUP,SIGQUIT)
+  fi
+  exec torchrun "${patient[@]}" --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
     --rdzv-backend c10d --rdzv-endpoint "'"$first"':29500" --rdzv-id "$SLURM_JOB_ID" \
     -m sumizome train "$@"' train "$run" "$@"
 status=$?

@@ -26,12 +26,12 @@ from sumizome.export_check import (
 from sumizome.export_metadata import (
     ExportDtype,
     ModelCard,
+    check_sidecar,
+    commit_with_sidecar,
     model_metadata,
-    refuse_false_sidecar,
     sidecar_path,
-    write_sidecar,
 )
-from sumizome.files import folder_committed, write_atomically
+from sumizome.files import folder_committed
 from sumizome.models.architecture import SDXL_SCALING_FACTOR
 from sumizome.models.diffusers_folder import folder_key, write_small_files
 from sumizome.models.folder_files import weights_path
@@ -43,7 +43,14 @@ from sumizome.models.tensor_file import open_tensor_file
 from sumizome.models.tensor_writer import TensorJob, job_of, write_tensors
 from sumizome.models.vae import fold_latent_statistics, latent_statistics
 
-__all__ = ["ExportDtype", "ModelCard", "write_diffusers_folder", "write_single_file", "write_unet_file"]
+__all__ = [
+    "ExportDtype",
+    "ModelCard",
+    "check_diffusers_folder",
+    "check_single_file",
+    "write_diffusers_folder",
+    "write_single_file",
+]
 
 
 def write_diffusers_folder(
@@ -62,10 +69,8 @@ def write_diffusers_folder(
     diffusers reads and InvokeAI does not.
     Raises: ExportError if `path` exists, a network is missing, a weight overflows `dtype`, or reading back differs.
     """
-    networks = _whole(model)
-    if path.exists() and not (overwrite and (path / "model_index.json").is_file()):
-        advice = "holds no diffusers model, so it is not replaced" if overwrite else "exists; ask to overwrite it"
-        raise ExportError(f"{path} {advice}, or choose another path.")
+    check_diffusers_folder(model, path, overwrite=overwrite)
+    networks = model.networks()
     if fold_latents and needs_folding(model.vae):
         networks = networks | {"vae": _with_sdxl_scaling(model.vae)}
     with folder_committed(path, failure=ExportError) as folder, read_back():
@@ -81,64 +86,63 @@ def write_diffusers_folder(
     return path
 
 
+def check_diffusers_folder(model: SDXLModel, path: Path, *, overwrite: bool = False) -> None:
+    """Raises: ExportError if `write_diffusers_folder` could not write there, or not this model."""
+    _check_whole(model)
+    if path.exists() and not (overwrite and (path / "model_index.json").is_file()):
+        advice = "holds no diffusers model, so it is not replaced" if overwrite else "exists; ask to overwrite it"
+        raise ExportError(f"{path} {advice}, or choose another path.")
+
+
 def write_single_file(
     model: SDXLModel,
     path: Path,
     *,
     dtype: ExportDtype = "fp32",
     card: ModelCard | None = None,
+    unet_alone: bool = False,
     overwrite: bool = False,
     verify_step: bool = True,
 ) -> Path:
     """A safetensors file in SDXL's original layout; for a v-prediction SDXL also A1111's sidecar, `path` as .yaml.
 
     Returns `path`. A VAE with other latent statistics than SDXL's single factor has them folded into its convolutions,
-    because this layout has no place for them.
-    Raises: ExportError if `path` exists, a network is missing, the layout cannot say what the model predicts, a weight
-    overflows `dtype`, or reading back differs.
+    because this layout has no place for them. `unet_alone`: the U-Net without the layout's prefix and its marks beside
+    it, where ComfyUI's "Load Diffusion Model" looks for them; it has no sidecar.
+    Raises: ExportError as `check_single_file` does, or if a weight overflows `dtype`, or reading back differs.
     """
-    networks = _whole(model)
-    markers = prediction_markers(model.prediction_type, model.schedule_config)
-    sidecar = sidecar_path(model, path)
-    _check_target(path, sidecar, overwrite)
-    if sidecar is None:
-        refuse_false_sidecar(path, model.prediction_type)
-    if needs_folding(model.vae):
+    check_single_file(model, path, unet_alone=unet_alone, overwrite=overwrite)
+    networks = {"unet": model.networks()["unet"]} if unet_alone else model.networks()
+    if "vae" in networks and needs_folding(model.vae):
         networks = networks | {"vae": _with_sdxl_scaling(model.vae)}
     metadata = model_metadata(model, card or ModelCard(), dtype)
-    _write_file(model, networks, path, dtype, markers, metadata, verify_step)
-    if sidecar:
-        write_sidecar(sidecar)
+    if unet_alone:
+        del metadata["modelspec.vae_dtype"]
+    _write_file(model, networks, path, dtype, metadata, verify_step)
     return path
 
 
-def write_unet_file(
-    model: SDXLModel,
-    path: Path,
-    *,
-    dtype: ExportDtype = "fp32",
-    card: ModelCard | None = None,
-    overwrite: bool = False,
-    verify_step: bool = True,
-) -> Path:
-    """The U-Net alone in one safetensors file, without the layout's prefix, its marks beside it: ComfyUI's
-    "Load Diffusion Model", which looks for them there.
+def check_single_file(model: SDXLModel, path: Path, *, unet_alone: bool = False, overwrite: bool = False) -> None:
+    """Refuses what `write_single_file` could not write, before anything is.
 
-    Raises: ExportError as `write_single_file` does, and if the latents are not SDXL's, which needs the folded VAE.
+    Raises: ExportError if `path` or its sidecar exists, a .yaml there says another prediction type, a network is
+    missing, the layout cannot say what the model predicts, or `unet_alone` and its latents need a folded VAE.
     """
-    if model.unet is None:
+    if path.suffix != ".safetensors":
+        raise ExportError(f"{path} must end in .safetensors.")
+    if path.exists() and not overwrite:
+        raise ExportError(f"{path} exists; ask to overwrite it, or choose another path.")
+    prediction_markers(model.prediction_type, model.schedule_config)
+    if not unet_alone:
+        _check_whole(model)
+        check_sidecar(path, sidecar_path(model, path), model.prediction_type, overwrite)
+    elif model.unet is None:
         raise ExportError("the U-Net was not loaded, so it cannot be exported.")
-    if model.vae is not None and needs_folding(model.vae):
+    elif model.vae is not None and needs_folding(model.vae):
         raise ExportError(
             "the U-Net works on latents with statistics of their own, and alone it cannot say so: export the single "
             "file or the folder, whose VAE they are folded into."
         )
-    markers = prediction_markers(model.prediction_type, model.schedule_config)
-    _check_target(path, None, overwrite)
-    metadata = model_metadata(model, card or ModelCard(), dtype)
-    del metadata["modelspec.vae_dtype"]
-    _write_file(model, {"unet": model.unet}, path, dtype, markers, metadata, verify_step)
-    return path
 
 
 def _write_file(
@@ -146,14 +150,15 @@ def _write_file(
     networks: Mapping[str, nn.Module],
     path: Path,
     dtype: ExportDtype,
-    markers: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     verify_step: bool,
 ) -> None:
     """Writes the networks and marks, streamed, and puts the file at `path` when it has read back as the model."""
     native = {f"{name}.{key}": t for name, network in networks.items() for key, t in native_state(network).items()}
     rules = [rule for name, network in networks.items() for rule in key_rules(name, native_state(network))]
-    strip = NETWORK_PREFIXES["unet"] if set(networks) == {"unet"} else ""
+    unet_alone = set(networks) == {"unet"}
+    strip = NETWORK_PREFIXES["unet"] if unet_alone else ""
+    markers = prediction_markers(model.prediction_type, model.schedule_config)
     jobs = [job_of(name, mark) for name, mark in markers.items()]
     for rule in rules:
         example = to_original(rule, {name: native[name].to("meta") for name in rule.native})
@@ -166,7 +171,7 @@ def _write_file(
             if verify_step:
                 check_step(model_step_source(model), step_source(file), dtype)
 
-    write_atomically(path, write, failure=ExportError)
+    commit_with_sidecar(path, None if unet_alone else sidecar_path(model, path), write)
 
 
 def _job(name: str, tensor: Tensor, dtype: ExportDtype, make: Callable[[], Tensor]) -> TensorJob:
@@ -179,20 +184,10 @@ def _stored(rule: KeyRule, native: Mapping[str, Tensor], dtype: ExportDtype) -> 
     return to_original(rule, {name: cast_weight(name, native[name], dtype) for name in rule.native})
 
 
-def _whole(model: SDXLModel) -> dict[str, nn.Module]:
-    networks = model.networks()
-    missing = {"unet", "vae", "text_encoder", "text_encoder_2"} - set(networks)
+def _check_whole(model: SDXLModel) -> None:
+    missing = {"unet", "vae", "text_encoder", "text_encoder_2"} - set(model.networks())
     if missing:
         raise ExportError(f"an export needs every network; {', '.join(sorted(missing))} was not loaded.")
-    return networks
-
-
-def _check_target(path: Path, sidecar: Path | None, overwrite: bool) -> None:
-    if path.suffix != ".safetensors":
-        raise ExportError(f"{path} must end in .safetensors.")
-    for file in filter(None, (path, sidecar)):
-        if file.exists() and not overwrite:
-            raise ExportError(f"{file} exists; ask to overwrite it, or choose another path.")
 
 
 def needs_folding(vae: AutoencoderKL) -> bool:

@@ -4,7 +4,7 @@ Owns those words. The marks that say what the U-Net predicts are `models.predict
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,13 +12,21 @@ from typing import Literal
 
 from sumizome import __version__
 from sumizome.errors import ExportError
-from sumizome.files import write_atomically
+from sumizome.files import files_committed, write_atomically
 from sumizome.models.architecture import unet_config
+from sumizome.models.infer_config import LATENT_CHANNELS
 from sumizome.models.prediction_marks import prediction_metadata, sidecar_of
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tensor_writer import DATA_HASH
 
-__all__ = ["ExportDtype", "ModelCard", "model_metadata", "refuse_false_sidecar", "sidecar_path", "write_sidecar"]
+__all__ = [
+    "ExportDtype",
+    "ModelCard",
+    "check_sidecar",
+    "commit_with_sidecar",
+    "model_metadata",
+    "sidecar_path",
+]
 
 ExportDtype = Literal["fp32", "fp16", "bf16"]
 
@@ -63,20 +71,36 @@ def model_metadata(model: SDXLModel, card: ModelCard, dtype: ExportDtype) -> dic
 
 
 def sidecar_path(model: SDXLModel, path: Path) -> Path | None:
-    """Where A1111 looks for the configuration of the single file `path`; None for a model that needs none."""
-    needed = model.prediction_type == "v_prediction" and _is_full_size(model)
-    return path.with_suffix(".yaml") if needed else None
+    """Where A1111 looks for the configuration of the single file `path`; None for a model that needs none, or that its
+    configuration of an SDXL does not fit."""
+    fits = _is_full_size(model) and model.unet.config["in_channels"] == LATENT_CHANNELS
+    return path.with_suffix(".yaml") if fits and model.prediction_type == "v_prediction" else None
 
 
-def refuse_false_sidecar(path: Path, prediction_type: str) -> None:
-    """Raises: ExportError if a .yaml that stands where that of the file `path` would says another prediction type."""
-    if sidecar_of(path)[1] not in (None, prediction_type):
+def check_sidecar(path: Path, sidecar: Path | None, prediction_type: str, overwrite: bool) -> None:
+    """Refuses the single file `path` for what stands beside it, before anything is written.
+
+    Raises: ExportError if the sidecar that it needs exists and may not be replaced; or if it needs none, and a .yaml
+    that stands there says another prediction type.
+    """
+    if sidecar is not None and sidecar.exists() and not overwrite:
+        raise ExportError(f"{sidecar} exists; ask to overwrite it, or choose another path.")
+    if sidecar is None and sidecar_of(path)[1] not in (None, prediction_type):
         raise ExportError(f"{path.with_suffix('.yaml')} would make programs read {path.name} wrongly: remove it first.")
 
 
-def write_sidecar(path: Path) -> None:
-    """A1111's configuration of an SDXL that predicts v. Raises: ExportError for what the disk refuses."""
-    write_atomically(path, lambda file: shutil.copyfile(_SIDECAR, file), failure=ExportError)
+def commit_with_sidecar(path: Path, sidecar: Path | None, write: Callable[[Path], object]) -> None:
+    """What `write` makes, at `path`; A1111's configuration of an SDXL that predicts v takes its place before it.
+
+    A crash leaves a .yaml alone or both files, never the model without it, which A1111 would read as epsilon.
+    Raises: ExportError for what the disk refuses; then what stood in both places still does.
+    """
+    if sidecar is None or (sidecar.is_file() and sidecar.read_bytes() == _SIDECAR.read_bytes()):
+        write_atomically(path, write, failure=ExportError)
+        return
+    with files_committed(sidecar, path, failure=ExportError) as (beside, file):
+        write(file)
+        shutil.copyfile(_SIDECAR, beside)
 
 
 def _is_full_size(model: SDXLModel) -> bool:

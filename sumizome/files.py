@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, digests, locks. The one home of fsync, rename and flock."""
+"""Files that are whole or not there: atomic writes, digests, sizes, locks. The one home of fsync, rename and flock."""
 
 import contextlib
 import fcntl
@@ -12,10 +12,12 @@ from typing import IO
 from sumizome.errors import DataError, SumizomeError
 
 __all__ = [
+    "files_committed",
     "flush_to_disk",
     "folder_committed",
     "give_usual_mode",
     "hold_lock",
+    "readable_size",
     "sha256_of",
     "wait_for_lock",
     "write_atomically",
@@ -70,6 +72,46 @@ def folder_committed(path: Path, *, failure: type[SumizomeError] = DataError) ->
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def files_committed(*paths: Path, failure: type[SumizomeError] = DataError) -> Iterator[list[Path]]:
+    """Temporary names for files that are read together; if nothing is raised, they take their places in this order.
+
+    The last is the one that people open: what stands there leaves first, so that it is never seen beside a file that
+    is not its own. If anything fails, everything is as it was.
+    Raises: `failure`: what the operating system said.
+    """
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    replaced = [path.with_name(f".{path.name}.{os.getpid()}.replaced") for path in paths]
+    placed: list[Path] = []
+    try:
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        for path in filter(Path.is_dir, paths):
+            raise failure(f"cannot write {path}: it is a folder.")
+        yield temporary
+        for written in temporary:
+            give_usual_mode(written)
+            flush_to_disk(written)
+        for path, aside in reversed(list(zip(paths, replaced, strict=True))):
+            if path.exists():
+                path.rename(aside)
+        for written, path in zip(temporary, paths, strict=True):
+            written.rename(path)
+            placed.append(path)
+        flush_to_disk(paths[-1].parent)
+    except OSError as error:
+        raise failure(f"cannot write {paths[-1]}: {error.strerror or error}.") from error
+    finally:
+        if len(placed) < len(paths):
+            for path in placed:
+                path.unlink()
+            for path, aside in zip(paths, replaced, strict=True):
+                if aside.exists():
+                    aside.rename(path)
+        for path in (*temporary, *replaced):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
 def flush_to_disk(path: Path) -> None:
     """fsync of a file or a folder: a rename must not reach the disk before what it names."""
     if path.is_dir() and os.name != "posix":
@@ -86,6 +128,14 @@ def give_usual_mode(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
+
+
+def readable_size(count: int) -> str:
+    """A number of bytes in the unit that suits it, of thousands: 7.11 GB, 20.4 MB, 12 bytes."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.{2 if count < 10 * size else 1 if count < 100 * size else 0}f} {unit}"
+    return f"{count} bytes"
 
 
 def sha256_of(path: Path) -> str:

@@ -1,11 +1,10 @@
 """A corrected copy of a model: marks, metadata, dtype, VAE and layout put right, tensor by tensor.
 
-Owns the streamed copy and the words about it; what it must say is `mend_decision`'s, what programs need beside the
-weights `export_metadata`'s. The source is never written to; the copy has a temporary name until it has been read back
-and has denoised one step as the source does. Memory: one tensor.
+Owns the streamed copy; what it must say is `mend_decision`'s, its metadata and the words about it are `mend_words`',
+what programs need beside the weights `export_metadata`'s. The source is never written to; the copy has a temporary name
+until it has been read back and has denoised one step as the source does. Memory: one tensor.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,11 @@ from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import ExportError, ModelError
 from sumizome.export_check import TORCH_DTYPES, cast_weight, check_step, read_back, step_source
-from sumizome.export_metadata import ModelCard, model_metadata, refuse_false_sidecar, sidecar_path, write_sidecar
-from sumizome.files import folder_committed, write_atomically
+from sumizome.export_metadata import check_sidecar, commit_with_sidecar, sidecar_path
+from sumizome.files import folder_committed
 from sumizome.inspection import Findings, inspect_model
 from sumizome.mend_decision import MendConfig, betas_of, check_place, check_source, decide, is_file
+from sumizome.mend_words import changes_of, copied_metadata
 from sumizome.models.architecture import SDXL_SCALING_FACTOR, Config
 from sumizome.models.diffusers_folder import folder_key, write_small_files
 from sumizome.models.expected import expected_original
@@ -29,9 +29,9 @@ from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, to_original
 from sumizome.models.network_stream import Network, network_from_file, network_from_folder, open_vae
 from sumizome.models.networks import build_network
 from sumizome.models.one_step import StepSource
-from sumizome.models.prediction_marks import MARKS, prediction_markers
+from sumizome.models.prediction_marks import prediction_markers
 from sumizome.models.sdxl import SDXLModel
-from sumizome.models.tensor_writer import TensorJob, job_of, safetensors_name, write_tensors
+from sumizome.models.tensor_writer import TensorJob, job_of, write_tensors
 
 __all__ = ["Mended", "Source", "mend_model", "open_source", "write_copy"]
 
@@ -152,20 +152,17 @@ def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], o
         for rule in network.rules:
             name, shape = rule.original.removeprefix(strip), original[rule.original]
             jobs.append(TensorJob(name, _wanted(network, rule, config), shape, partial(_stored, network, rule, config)))
-    metadata = _metadata(findings, model, jobs, config, out)
+    metadata = copied_metadata(findings, model, jobs, config, out)
     sidecar = sidecar_path(model, out) if findings.layout != "unet" else None
-    if sidecar is None:
-        refuse_false_sidecar(out, model.prediction_type)
+    check_sidecar(out, sidecar, model.prediction_type, overwrite=True)  # `check_place` has asked about overwriting
 
     def write(file: Path) -> None:
         write_tensors(file, jobs, metadata)
         with read_back():
             _check_step(model, networks, file, config)
 
-    write_atomically(out, write, failure=ExportError)
-    if sidecar:
-        write_sidecar(sidecar)
-    return Mended(out, sidecar, tuple(_changes(findings, model, jobs, config, set(marks))), out.stat().st_size)
+    commit_with_sidecar(out, sidecar, write)
+    return Mended(out, sidecar, tuple(changes_of(findings, model, jobs, config, set(marks))), out.stat().st_size)
 
 
 def _write_folder(
@@ -179,7 +176,7 @@ def _write_folder(
         _check_step(model, networks, folder, config)
     every = [job for jobs in own.values() for job in jobs]
     size = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
-    return Mended(out, None, tuple(_changes(findings, model, every, config, set())), size)
+    return Mended(out, None, tuple(changes_of(findings, model, every, config, None)), size)
 
 
 def _folder_jobs(network: Network, config: MendConfig) -> list[TensorJob]:
@@ -196,7 +193,7 @@ def _folder_jobs(network: Network, config: MendConfig) -> list[TensorJob]:
 def _check_step(model: SDXLModel, networks: list[Network], written: Path, config: MendConfig) -> None:
     """Raises: ExportError unless what was written denoises as the source does, taken for what was decided."""
     unet = next(network for network in networks if network.name == "unet")
-    if not config.verify_step or unet.config.get("in_channels", 4) != 4:
+    if not config.verify_step:
         return
     rules = {rule.native[0].removeprefix("unet."): rule for rule in unet.rules}
 
@@ -217,53 +214,3 @@ def _check_latent_scale(networks: list[Network]) -> None:
                 f"its VAE scales latents by {factor}{' and per channel' if mean else ''}, which a single file cannot "
                 "say: `sumizome export`, which folds that into the VAE, makes a file of it."
             )
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-_SHORT = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
-_STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.predict_key")
-"""Metadata of the source that is no longer true of a copy, or that the copy says in another place."""
-
-
-def _metadata(
-    findings: Findings, model: SDXLModel, jobs: list[TensorJob], config: MendConfig, out: Path
-) -> dict[str, str]:
-    """The source's metadata, with everything that programs go by put right."""
-    kept = {key: value for key, value in findings.metadata.items() if key not in _STALE}
-    if "ss_zero_terminal_snr" in kept:
-        kept["ss_zero_terminal_snr"] = str(model.schedule_config.zero_terminal_snr)
-    title = config.title or kept.get("modelspec.title") or out.stem
-    networks = [job for job in jobs if "." in job.name]
-    dtype = _SHORT[safetensors_name(networks[0].dtype)]
-    ours = model_metadata(model, ModelCard(title=title), dtype)  # type: ignore[arg-type]
-    for key in ("modelspec.resolution", "modelspec.date"):
-        ours[key] = kept.get(key, ours[key])
-    vae = [job for job in jobs if job.name.startswith(NETWORK_PREFIXES["vae"])]
-    if vae:
-        ours["modelspec.vae_dtype"] = _SHORT[safetensors_name(vae[0].dtype)]
-    return kept | ours
-
-
-def _changes(
-    findings: Findings, model: SDXLModel, jobs: list[TensorJob], config: MendConfig, marks: set[str]
-) -> Iterator[str]:
-    schedule = "zero terminal SNR" if model.schedule_config.zero_terminal_snr else "SDXL's own schedule"
-    said = (model.prediction_type, model.schedule_config.zero_terminal_snr)
-    was = (findings.prediction_type, findings.zero_terminal_snr)
-    yield f"says {model.prediction_type}, {schedule}{'' if said == was else ' (the source was read otherwise)'}"
-    before = {name for header in findings.headers for name in header.tensors}
-    if marks - before:
-        yield f"adds {', '.join(sorted(marks - before))}"
-    if config.dtype:
-        yield f"weights in {config.dtype}, none overflows"
-    if config.vae:
-        yield f"VAE of {config.vae}"
-    foreign = [name for part in findings.components for name in part.foreign]
-    known = {*MARKS, "alphas_cumprod"}
-    left = [*foreign, *(name for name in findings.ignored if name not in known)]
-    if left:
-        yield f"leaves out what is no part of SDXL: {len(left):,} tensors, {left[0]} for one"
-    gone = sorted(known.intersection(findings.ignored) - marks)
-    if gone:
-        yield f"leaves out {', '.join(gone)}"

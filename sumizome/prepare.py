@@ -16,20 +16,11 @@ from diffusers import AutoencoderKL
 
 from sumizome.data.buckets import Canvases, bucket_table
 from sumizome.data.canvas import RESIZE_VERSION
-from sumizome.data.manifest import Manifest
+from sumizome.data.latent_plan import CachePlan, Fingerprint, differences, load_plan, plan_path, write_plan
+from sumizome.data.manifest import ManifestRows
 from sumizome.data.reject_table import write_rejects
 from sumizome.data.reuse import Stock, Waste, commit_kept, find_stock, own_units, remove_unused
-from sumizome.data.shards import (
-    CachePlan,
-    Fingerprint,
-    UnitRecord,
-    differences,
-    load_plan,
-    plan_path,
-    unit_paths,
-    verify_unit,
-    write_plan,
-)
+from sumizome.data.shards import UnitRecord, unit_paths, verify_unit
 from sumizome.errors import ConfigError, DataError, ShardError
 from sumizome.executors import Executor, LocalExecutor
 from sumizome.leases import Leases
@@ -72,7 +63,7 @@ class PrepareProgress:
 
 
 def prepare_latents(
-    manifest: Manifest,
+    manifest: ManifestRows,
     vae: AutoencoderKL,
     out: Path,
     config: PrepareConfig,
@@ -110,7 +101,7 @@ def prepare_latents(
     yield progress
 
 
-def _fingerprint(manifest: Manifest, vae: AutoencoderKL, config: PrepareConfig, table: Canvases) -> Fingerprint:
+def _fingerprint(manifest: ManifestRows, vae: AutoencoderKL, config: PrepareConfig, table: Canvases) -> Fingerprint:
     """What the latents will depend on.
 
     Raises: ConfigError if the VAE cannot take the buckets' sides.
@@ -160,7 +151,7 @@ def _check_out(out: Path, sources: Iterable[Path]) -> None:
 
 
 def _begin(
-    out: Path, manifest: Manifest, fingerprint: Fingerprint, unit_size: int, command: str
+    out: Path, manifest: ManifestRows, fingerprint: Fingerprint, unit_size: int, command: str
 ) -> tuple[CachePlan, Stock, tuple[str, ...]]:
     """The plan of the folder, what it has of earlier generations, and what a user should be told.
 

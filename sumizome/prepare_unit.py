@@ -26,13 +26,13 @@ from sumizome.data.buckets import (
     crop_offsets,
 )
 from sumizome.data.canvas import Frame, load_canvas
-from sumizome.data.images import ImageRejected
-from sumizome.data.manifest import Manifest
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.manifest import ManifestRows, picture_place
 from sumizome.data.shards import latent_fault
-from sumizome.data.sources import Reject
+from sumizome.data.tasks import Reject
 from sumizome.prepare_encoder import Encoder, InFlight
 
-__all__ = ["Geometry", "Outcome", "Unit", "UnitOutcomes", "encode_units", "frame_unit", "picture_sizes"]
+__all__ = ["Geometry", "Outcome", "Unit", "UnitOutcomes", "encode_units", "frame_unit"]
 
 _BATCHES_AHEAD = 2
 _PICTURES_AHEAD = 48
@@ -74,7 +74,7 @@ class Unit:
     """Rows of the manifest and what is to be made of each; an entry is a picture's place among them."""
 
     number: int
-    manifest: Manifest
+    manifest: ManifestRows
     rows: Int[np.ndarray, " n"]
     pictures: pa.Table
     """Those rows."""
@@ -91,14 +91,9 @@ def _reject(pictures: pa.Table, entry: int, reason: str, sentence: str) -> Rejec
     return Reject(pictures["source"][entry].as_py(), pictures["path"][entry].as_py(), reason, sentence)
 
 
-def picture_sizes(pictures: pa.Table) -> Sizes:
-    """(height, width) of each row of a manifest's table, px."""
-    return np.stack([pictures[side].to_numpy().astype(np.int64) for side in ("height", "width")], axis=1)
-
-
 def frame_unit(
     number: int,
-    manifest: Manifest,
+    manifest: ManifestRows,
     rows: Int[np.ndarray, " n"],
     table: Canvases,
     buckets: BucketConfig,
@@ -107,8 +102,8 @@ def frame_unit(
     flip: bool = False,
 ) -> Unit:
     """Some rows of the manifest, each with its bucket and its crops."""
-    pictures = manifest.table.take(pa.array(rows))
-    sizes = picture_sizes(pictures)
+    pictures = manifest.take(rows)
+    sizes = np.stack([pictures[side].to_numpy().astype(np.int64) for side in ("height", "width")], axis=1)
     bucket, aspect_error = assign_buckets(sizes, table)
     geometry = _geometry(sizes, table[bucket], pictures["id"].to_pylist(), buckets, crops, flip)
     misfits = {}
@@ -245,7 +240,7 @@ def _fit(unit: Unit, entry: int) -> CanvasStack | Reject:
     one = len(geometry.mirrored) == 1
     frame = Frame(original, resized, *((_pair(geometry.offset[entry, 0]), target) if one else ((0, 0), resized)))
     try:
-        place = unit.manifest.picture(int(unit.rows[entry]))
+        place = picture_place(unit.pictures, entry, unit.manifest.sources)
         fitted = load_canvas(place, frame, unit.manifest.background, sha256=unit.pictures["sha256"][entry].as_py())
     except ImageRejected as rejected:
         return unit.reject(entry, rejected.reason, str(rejected))

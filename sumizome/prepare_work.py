@@ -19,9 +19,10 @@ from jaxtyping import Int
 
 from sumizome.data.buckets import BucketConfig, bucket_table
 from sumizome.data.ingest import available_cores
-from sumizome.data.manifest import Manifest
-from sumizome.data.shards import CachePlan, UnitRecord, commit_unit, load_plan, plan_path, unit_paths, verify_unit
-from sumizome.data.sources import Reject
+from sumizome.data.latent_plan import CachePlan, load_plan, plan_path
+from sumizome.data.manifest import ManifestRows
+from sumizome.data.shards import UnitRecord, commit_unit, unit_paths, verify_unit
+from sumizome.data.tasks import Reject
 from sumizome.errors import ConfigError, DataError, ShardError
 from sumizome.leases import Leases
 from sumizome.prepare_encoder import Encoder, Precision
@@ -73,7 +74,7 @@ class PrepareConfig:
 class Work:
     """Everything that a worker needs but the VAE."""
 
-    manifest: Manifest
+    manifest: ManifestRows
     out: Path
     plan: CachePlan
     missing: Int[np.ndarray, " n"]

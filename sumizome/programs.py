@@ -48,6 +48,8 @@ class ModelFacts:
     """Whether the file holds an `alphas_cumprod` that ends at pure noise."""
     name_says_v: bool = False
     scheduler: FolderScheduler | None = None
+    sidecar_fits: bool = True
+    """Whether A1111's .yaml describes such a U-Net: SDXL at its full size, not for inpainting."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _verdict(program: Program, facts: ModelFacts) -> Verdict:
     if seen.prediction_type != facts.prediction_type:
         remedy = program.if_prediction_is_wrong
         action = remedy if isinstance(remedy, str) else remedy(facts)
-        if facts.zero_terminal_snr and program.schedule_is_a_setting:
+        if facts.zero_terminal_snr and program.schedule_is_a_setting and facts.sidecar_fits:
             action += f"; then {program.if_schedule_is_wrong}"
         return Verdict(program.name, *_pair(seen), False, action)
     if seen.zero_terminal_snr != facts.zero_terminal_snr:
@@ -185,10 +187,20 @@ def _swarm_remark(facts: ModelFacts) -> str | None:
     return None
 
 
-def _sidecar_remedy(facts: ModelFacts) -> str:
-    if facts.sidecar not in (None, facts.prediction_type):
-        return f"remove the .yaml beside the file: it says {facts.sidecar}"
-    return "mend (writes NAME.yaml, which must stand beside the file)"
+def _forge_remedy(facts: ModelFacts) -> str:
+    return _wrong_sidecar(facts) or "mend (adds v_pred, ztsnr)"
+
+
+def _a1111_remedy(facts: ModelFacts) -> str:
+    if not facts.sidecar_fits:
+        return "nothing helps: the .yaml by which it knows v-prediction is for SDXL's own U-Net, at its full size"
+    return _wrong_sidecar(facts) or "mend (writes NAME.yaml, which must stand beside the file)"
+
+
+def _wrong_sidecar(facts: ModelFacts) -> str | None:
+    if facts.sidecar in (None, facts.prediction_type):
+        return None
+    return f"remove the .yaml beside the file: it says {facts.sidecar}"
 
 
 _NOT_A_UNET = "needs one file that holds the VAE and the text encoders too"
@@ -207,14 +219,14 @@ PROGRAMS: tuple[Program, ...] = (
         name="Forge",
         opens=("file",),
         reads=_by_keys_and_sidecar,
-        if_prediction_is_wrong=_sidecar_remedy,
+        if_prediction_is_wrong=_forge_remedy,
         if_schedule_is_wrong="mend (adds ztsnr)",
     ),
     Program(
         name="A1111 1.10.1",
         opens=("file",),
         reads=_by_sidecar,
-        if_prediction_is_wrong=_sidecar_remedy,
+        if_prediction_is_wrong=_a1111_remedy,
         if_schedule_is_wrong="Settings > Sampler parameters > Noise schedule for sampling = Zero Terminal SNR",
         schedule_is_a_setting=True,
     ),

@@ -5,9 +5,9 @@ The session's fixtures are one tiny model and one small prepared dataset; tests 
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,6 +29,8 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
     from sumizome.models.sdxl import SDXLModel
 
 
@@ -77,6 +79,53 @@ def tiny_file(tiny: "SDXLModel", tmp_path_factory: pytest.TempPathFactory) -> Pa
     from sumizome.export import write_single_file
 
     return write_single_file(tiny, tmp_path_factory.mktemp("file") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def vivid() -> "SDXLModel":
+    """A tiny model whose answers are as large as a trained one's, so that every input shows in a picture."""
+    import torch
+
+    from sumizome.models.tiny import build_tiny_model
+
+    model = build_tiny_model(seed=3)
+    with torch.no_grad():
+        model.unet.conv_out.weight.mul_(8)
+    return model
+
+
+@pytest.fixture(scope="session")
+def vivid_folder(vivid: "SDXLModel", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sumizome.export import write_diffusers_folder
+
+    return write_diffusers_folder(vivid, tmp_path_factory.mktemp("vivid") / "folder")
+
+
+@pytest.fixture(scope="module")
+def vivid_pipeline(vivid_folder: Path) -> "StableDiffusionXLPipeline":
+    """diffusers' own; tests change its scheduler."""
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(vivid_folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def break_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Once called, a bit of every safetensors file flips between its writing and its reading back."""
+    from sumizome.models import tensor_writer
+
+    def faulty(path: Path, *rest: Any) -> None:
+        with path.open("r+b") as file:
+            file.seek(-1000, 2)
+            byte = file.read(1)[0]
+            file.seek(-1000, 2)
+            file.write(bytes([byte ^ 1]))
+        verify(path, *rest)
+
+    verify = tensor_writer._verify
+    return lambda: monkeypatch.setattr(tensor_writer, "_verify", faulty)
 
 
 @pytest.fixture(scope="session")

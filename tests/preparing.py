@@ -20,7 +20,7 @@ from sumizome.data.manifest import Manifest, load_manifest
 from sumizome.prepare import PrepareConfig, PrepareProgress, prepare_latents
 
 CONFIG = PrepareConfig(BucketConfig(area=64, step=16), unit_size=8, batch_size=3, decode_threads=2)
-SHAPES = [(64, 64), (96, 60), (60, 99), (70, 70), (200, 130), (40, 41)]
+SHAPES = [(64, 64), (96, 60), (60, 99), (70, 90), (200, 130), (40, 41)]
 COUNT = 20
 
 
@@ -54,6 +54,13 @@ def draw_pictures(folder: Path, count: int = COUNT) -> Path:
 def manifest_of(folder: Path, path: Path) -> Manifest:
     ingest_to(path, [folder], workers=0)
     return load_manifest(path)
+
+
+def drawn_set(root: Path, name: str) -> tuple[Path, Manifest]:
+    """(folder of the drawn pictures, their manifest), both new below `root`."""
+    (root / "pictures").mkdir()
+    folder = draw_pictures(root / "pictures")
+    return folder, manifest_of(folder, root / name)
 
 
 def finish(manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig = CONFIG) -> PrepareProgress:

@@ -64,8 +64,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated data": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "was cut off"),
     "a tail": (_grow, "belong to no tensor"),
     "header bomb": (_bomb, "90,000,000"),
-    "nested header": (_deep, "header"),
-    "web page": (lambda path: path.write_text("<!DOCTYPE html><html>404</html>" * 9), "less than its header says"),
+    "nested header": (_deep, "nested deeper than any model's"),
+    "web page": (lambda path: path.write_text("<!DOCTYPE html><html>404</html>" * 9), "is a web page"),
+    "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid x"), "git lfs pull"),
     "overlapping offsets": (_with_header(_overlap), "overlaps"),
     "hole": (_with_header(lambda header: header.pop(_LAST)), "hole"),
     "dtype of another size": (_with_header(lambda header: header[_LAST].update(dtype="F64")), "wrong dtype or shape"),
@@ -98,6 +99,7 @@ def test_every_reader_names_the_file_and_the_damage_in_one_line(
         error = capsys.readouterr().err
         assert error.startswith("sumizome: ") and error.count("\n") == 1, name
         assert "broken.safetensors" in error and words in error, (name, error)
+        assert "recursion" not in error and "Errno" not in error, (name, error)
     with pytest.raises(ModelError, match=r"broken\.safetensors"):
         load_model(path)
     assert not out.exists()
@@ -116,6 +118,111 @@ def test_a_damaged_part_of_a_folder_is_named(
         assert str(part) in error and error.count("\n") == 1
     with pytest.raises(ModelError, match="unet"):
         load_model(folder)
+
+
+ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a missing file": (lambda where: where / "none.safetensors", "none.safetensors cannot be read: No such file"),
+    "a folder without a model": (lambda where: where, "holds no model: model_index.json is missing"),
+    "a folder named like a file": (lambda where: _made(where / "d.safetensors"), "model_index.json is missing"),
+    "a pickle": (lambda where: _written(where / "m.ckpt", b"\x80\x04cos\nsystem\n"), "pickled checkpoint"),
+    "a zip": (lambda where: _written(where / "m.safetensors", b"PK\x03\x04" + bytes(99)), "is a zip archive"),
+    "another pickle": (lambda where: _written(where / "m.safetensors", b"\x80\x02}q" + bytes(9)), "pickled checkpoint"),
+}  # fmt: skip
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_model_file_is_one_line_everywhere(
+    odd: str, tiny_file: Path, tiny_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    path, words = ODD[odd][0](tmp_path / "here"), ODD[odd][1]
+    out = tmp_path / "out.safetensors"
+    for command in (
+        ["inspect", str(path)],
+        ["mend", str(path), "--out", str(out)],
+        ["mend", str(tiny_file), "--out", str(out), "--vae", str(path)],
+        ["merge", str(tiny_file), str(path), "--out", str(out)],
+        ["export", str(path), "--file", str(out)],
+        ["train", "--model", str(path), "--latents", str(tiny_latents), "--run-dir", str(tmp_path / "run")],
+        ["sample", "--model", str(path), "--prompt", "p", "--out", str(tmp_path / "pictures")],
+    ):
+        assert main(command) == 2, command
+        error = capsys.readouterr().err
+        assert error.startswith("sumizome: ") and error.count("\n") == 1, error
+        assert words in error or (command[0] == "mend" and "--vae" in command and "holds no" in error), error
+
+
+def test_a_file_that_may_not_be_read_says_so(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told by hand: root, as which tests often run, may read everything."""
+    opened = Path.open
+
+    def refused(self: Path, *rest: Any, **named: Any) -> Any:
+        if self == tiny_file:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", refused)
+    assert main(["inspect", str(tiny_file)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be read: Permission denied" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_a_file_of_whole_numbers_is_told_and_refused(
+    dtype: torch.dtype, tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As quantisers write them: every matrix of the U-Net in a dtype that is no floating-point one."""
+    tensors = load_file(tiny_file)
+    stored = {torch.int8: "I8", torch.uint8: "U8", torch.int64: "I64", torch.bool: "BOOL"}[dtype]
+    quantised = [n for n, t in tensors.items() if n.startswith("model.diffusion_model.") and t.ndim == 2]
+    path = tmp_path / "model.safetensors"
+    save_file({n: t.to(dtype) if n in quantised else t for n, t in tensors.items()}, path)
+    assert main(["inspect", str(path), "--weights"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    count = sum(tensors[name].numel() for name in quantised)
+    assert f"unet has {count:,} weights of dtype {stored}" in text
+    for command, words in (
+        (["mend", str(path), "--out", str(tmp_path / "m.safetensors")], f"dtype {stored} are quantised"),
+        (
+            ["merge", str(path), str(tiny_file), "--out", str(tmp_path / "m.safetensors")],
+            f"dtype {stored} are quantised",
+        ),
+        (["export", str(path), "--file", str(tmp_path / "m.safetensors")], "whole numbers"),
+        (["sample", "--model", str(path), "--prompt", "p", "--out", str(tmp_path / "o")], "whole numbers"),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_ztsnr_without_v_pred_is_told_and_mend_asks(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {n: t for n, t in load_file(tiny_file).items() if n not in ("v_pred", "alphas_cumprod")}
+    path, out = tmp_path / "half-marked.safetensors", tmp_path / "m.safetensors"
+    save_file(tensors, path)
+    loaded = load_model(path, components=())
+    assert (loaded.prediction_type, loaded.schedule_config.zero_terminal_snr) == ("epsilon", False)
+    assert main(["inspect", str(path)]) == 0
+    assert "holds ztsnr without v_pred" in " ".join(capsys.readouterr().out.split())
+    assert main(["mend", str(path), "--out", str(out)]) == 2
+    assert "--prediction v or --prediction epsilon" in capsys.readouterr().err
+    assert main(["mend", str(path), "--out", str(out), "--prediction", "v", "--zero-terminal-snr"]) == 0
+    mended = load_model(out, components=())
+    assert (mended.prediction_type, mended.schedule_config.zero_terminal_snr) == ("v_prediction", True)
 
 
 def test_integer_weights_are_refused_by_the_loader(tiny_file: Path, tmp_path: Path) -> None:

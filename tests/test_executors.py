@@ -16,17 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from preparing import (
-    CONFIG,
-    COUNT,
-    draw_pictures,
-    exit_code,
-    finish,
-    manifest_of,
-    small_vae,
-    start_preparer,
-    tree_digest,
-)
+from preparing import CONFIG, COUNT, drawn_set, exit_code, finish, small_vae, start_preparer, tree_digest
 
 from sumizome import prepare_encoder
 from sumizome.data.buckets import BucketConfig
@@ -53,8 +43,7 @@ class Case:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     root = tmp_path_factory.mktemp("executors")
-    (root / "pictures").mkdir()
-    manifest = manifest_of(draw_pictures(root / "pictures"), root / "m.parquet")
+    _, manifest = drawn_set(root, "m.parquet")
     vae = small_vae()
     finish(manifest, vae, root / "expected", SMALL_UNITS)
     return Case(manifest, root / "m.parquet", vae, root / "expected")

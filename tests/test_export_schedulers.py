@@ -20,11 +20,9 @@ from sumizome.diffusion.guidance import GuidanceConfig, build_guided_denoiser
 from sumizome.diffusion.samplers import SAMPLERS, SamplerName
 from sumizome.diffusion.schedule import NoiseSchedule, build_noise_schedule
 from sumizome.diffusion.sigmas import build_sigmas
-from sumizome.export import write_diffusers_folder
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
 from sumizome.models.sdxl import SDXLModel, model_digest
 from sumizome.models.text_encoding import encode_prompts, tokenize
-from sumizome.models.tiny import build_tiny_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
@@ -32,27 +30,6 @@ pytestmark = [
 
 CANVAS, PROMPT = (64, 48), "1girl, blue hair, night sky"
 SHAPE = (1, 4, CANVAS[0] // 4, CANVAS[1] // 4)
-
-
-@pytest.fixture(scope="module")
-def model() -> SDXLModel:
-    """A tiny model whose answers are as large as a trained one's."""
-    model = build_tiny_model(seed=3)
-    with torch.no_grad():
-        model.unet.conv_out.weight.mul_(8)
-    return model
-
-
-@pytest.fixture(scope="module")
-def folder(model: SDXLModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_diffusers_folder(model, tmp_path_factory.mktemp("export") / "folder")
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> StableDiffusionXLPipeline:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -100,33 +77,33 @@ SAME: dict[str, tuple[SamplerName, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", SAME)
 def test_the_same_algorithm_draws_the_same_picture(
-    model: SDXLModel, pipeline: StableDiffusionXLPipeline, folder: Path, noise: Tensor, kind: str
+    vivid: SDXLModel, vivid_pipeline: StableDiffusionXLPipeline, vivid_folder: Path, noise: Tensor, kind: str
 ) -> None:
     name, options = SAME[kind]
-    found = theirs(pipeline, folder, noise, kind.split()[0], 8, 4.0, **options)
-    assert pipeline.scheduler.timesteps[0] == 999
-    assert float(pipeline.scheduler.sigmas[0]) == pytest.approx(4096, rel=1e-6)
-    expected = ours(model, noise, name, pipeline.scheduler.sigmas.double(), 4.0)
+    found = theirs(vivid_pipeline, vivid_folder, noise, kind.split()[0], 8, 4.0, **options)
+    assert vivid_pipeline.scheduler.timesteps[0] == 999
+    assert float(vivid_pipeline.scheduler.sigmas[0]) == pytest.approx(4096, rel=1e-6)
+    expected = ours(vivid, noise, name, vivid_pipeline.scheduler.sigmas.double(), 4.0)
     assert expected.abs().max() > 0.5
     assert (found - expected).abs().max() < 5e-5 * expected.abs().max()
 
 
 def test_heun_is_theirs_too_but_for_the_step_from_pure_noise(
-    model: SDXLModel,
-    pipeline: StableDiffusionXLPipeline,
-    folder: Path,
+    vivid: SDXLModel,
+    vivid_pipeline: StableDiffusionXLPipeline,
+    vivid_folder: Path,
     noise: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """diffusers' Heun corrects the step from 4096 as well, by a trapezoid that does not fit there; ours does not."""
-    found = theirs(pipeline, folder, noise, "HeunDiscreteScheduler", 6, 1.0)
-    scheduler = pipeline.scheduler
+    found = theirs(vivid_pipeline, vivid_folder, noise, "HeunDiscreteScheduler", 6, 1.0)
+    scheduler = vivid_pipeline.scheduler
     sigmas = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1:-1:2], scheduler.sigmas[-1:]]).double()
     # Heun does not know the flag and takes `trained_betas` as they are: their own table, to look up timesteps in.
     table = NoiseSchedule(scheduler.alphas_cumprod.double())
     monkeypatch.setattr(samplers, "HEUN_SIGMA_MAX", float("inf"))
     monkeypatch.setattr(NoiseSchedule, "timestep_of", lambda _, sigma: _nearest(table, sigma))
-    expected = ours(model, noise, "heun", sigmas, 1.0)
+    expected = ours(vivid, noise, "heun", sigmas, 1.0)
     # 2e-3: theirs subtracts numbers of the size of sigma 4096 in float32.
     assert (found - expected).abs().max() < 2e-3 * expected.abs().max()
 
@@ -137,9 +114,9 @@ def _nearest(table: NoiseSchedule, sigma: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def solution(model: SDXLModel, noise: Tensor) -> Tensor:
-    sigmas = build_sigmas("native", 60, build_noise_schedule(model.schedule_config), "pure", (128, 96))
-    return ours(model, noise, "dpmpp_2m", sigmas, 1.0)
+def solution(vivid: SDXLModel, noise: Tensor) -> Tensor:
+    sigmas = build_sigmas("native", 60, build_noise_schedule(vivid.schedule_config), "pure", (128, 96))
+    return ours(vivid, noise, "dpmpp_2m", sigmas, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -153,29 +130,29 @@ def solution(model: SDXLModel, noise: Tensor) -> Tensor:
     ],
 )
 def test_every_other_scheduler_comes_to_the_same_picture(
-    solution: Tensor, pipeline: StableDiffusionXLPipeline, folder: Path, noise: Tensor, kind: str
+    solution: Tensor, vivid_pipeline: StableDiffusionXLPipeline, vivid_folder: Path, noise: Tensor, kind: str
 ) -> None:
-    found = theirs(pipeline, folder, noise, f"{kind}Scheduler", 30, 1.0)
-    assert pipeline.scheduler.timesteps[0] == 999
+    found = theirs(vivid_pipeline, vivid_folder, noise, f"{kind}Scheduler", 30, 1.0)
+    assert vivid_pipeline.scheduler.timesteps[0] == 999
     assert (found - solution).norm() < 0.15 * solution.norm()
 
 
 @torch.no_grad()
 def test_a_pipeline_from_the_single_file_and_the_folder_as_config_is_the_folders(
-    model: SDXLModel, pipeline: StableDiffusionXLPipeline, folder: Path, noise: Tensor, tmp_path: Path
+    vivid: SDXLModel, vivid_pipeline: StableDiffusionXLPipeline, vivid_folder: Path, noise: Tensor, tmp_path: Path
 ) -> None:
     """`from_single_file(file, config=folder)`, offline: every network and the scheduler, to the same pixels."""
     from sumizome.export import write_single_file
 
-    file = write_single_file(model, tmp_path / "model.safetensors")
-    single = StableDiffusionXLPipeline.from_single_file(file, config=str(folder), local_files_only=True)
+    file = write_single_file(vivid, tmp_path / "model.safetensors")
+    single = StableDiffusionXLPipeline.from_single_file(file, config=str(vivid_folder), local_files_only=True)
     single.set_progress_bar_config(disable=True)
     assert single.scheduler.config.prediction_type == "v_prediction"
     assert single.scheduler.config.rescale_betas_zero_snr and single.scheduler.config.timestep_spacing == "trailing"
     asked = {"height": CANVAS[0], "width": CANVAS[1], "num_inference_steps": 4, "output_type": "pt"}
-    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-    for name, network in model.networks().items():
+    vivid_pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(vivid_folder, subfolder="scheduler")
+    for name, network in vivid.networks().items():
         assert model_digest(getattr(single, name)) == model_digest(network), name
     found = single(PROMPT, negative_prompt="", latents=noise.clone(), guidance_scale=1.0, **asked).images
-    again = pipeline(PROMPT, negative_prompt="", latents=noise.clone(), guidance_scale=1.0, **asked).images
+    again = vivid_pipeline(PROMPT, negative_prompt="", latents=noise.clone(), guidance_scale=1.0, **asked).images
     assert (found - again).abs().max() < 1e-4

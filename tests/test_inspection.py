@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sumizome.cli.main import main
 from sumizome.errors import ModelError
+from sumizome.files import readable_size
 from sumizome.inspection import Findings, inspect_model
 from sumizome.models.sdxl import load_model
 
@@ -257,6 +258,14 @@ def test_weights_are_read_when_asked(tmp_path: Path, tiny_file: Path, capsys: py
     assert main(["inspect", str(tmp_path / "bad.safetensors"), "--weights"]) == 0
     text = capsys.readouterr().out
     assert "1 numbers that are NaN" in text and "reaches 1e+06" in text and "not this data's" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(7_111_222_333, "7.11 GB"), (20_440_000, "20.4 MB"), (999_700_000, "1,000 MB"), (1500, "1.50 kB"), (9, "9 bytes")],
+)
+def test_a_size_is_told_in_the_unit_that_suits_it(count: int, words: str) -> None:
+    assert readable_size(count) == words
 
 
 def test_json_holds_everything_and_the_terminal_gets_no_control_characters(

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.inspection import inspect_model
 from sumizome.mend_decision import MendConfig
 from sumizome.mending import mend_model
-from sumizome.models import tensor_writer
 from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 
 MARKS = ("v_pred", "ztsnr", "alphas_cumprod")
@@ -125,6 +125,9 @@ def test_folder_and_file_become_each_other_bit_for_bit(
 ) -> None:
     folder = mend_model(bare, tmp_path / "folder", TOLD).path
     same_weights(folder, tiny)
+    marked = mend_model(tiny_folder, tmp_path / "marked.safetensors").path
+    again = mend_model(marked, tmp_path / "again")
+    assert again.changes == ("says v_prediction, zero terminal SNR",)  # its scheduler says what the marks said
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
     assert model_digest(pipeline.unet) == model_digest(tiny.unet)
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
@@ -268,21 +271,11 @@ def test_an_incomplete_or_another_model_is_refused(bare: Path, tmp_path: Path) -
 
 
 def test_a_flipped_bit_on_disk_is_found_and_what_stood_there_stays(
-    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_file: Path, tmp_path: Path, break_disk: Callable[[], None]
 ) -> None:
     out = mend_model(tiny_file, tmp_path / "m.safetensors").path
     before = out.read_bytes()
-
-    def faulty(path: Path, *rest: Any) -> None:
-        with path.open("r+b") as file:
-            file.seek(-1000, 2)
-            byte = file.read(1)[0]
-            file.seek(-1000, 2)
-            file.write(bytes([byte ^ 1]))
-        verify(path, *rest)
-
-    verify = tensor_writer._verify
-    monkeypatch.setattr(tensor_writer, "_verify", faulty)
+    break_disk()
     with pytest.raises(ExportError, match="bit for bit"):
         mend_model(tiny_file, out, overwrite=True)
     assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [out.name]
@@ -293,7 +286,7 @@ def test_the_command_says_what_it_did(bare: Path, tmp_path: Path, capsys: pytest
     flags = ["--prediction", "v", "--zero-terminal-snr", "--dtype", "bf16"]
     assert main(["mend", str(bare), "--out", str(out), *flags]) == 0
     text = capsys.readouterr().out
-    assert "adds alphas_cumprod, v_pred, ztsnr" in text and "read back bit for bit" in text
+    assert "adds alphas_cumprod, v_pred, ztsnr" in text and "read back bit for bit" in text and " MB, " in text
     assert main(["mend", str(bare), "--out", str(tmp_path / "n.safetensors"), *flags, "--no-zero-terminal-snr"]) == 2
     assert "exclude each other" in capsys.readouterr().err
     assert main(["mend", str(bare), "--out", str(tmp_path / "n.safetensors")]) == 2

@@ -79,7 +79,7 @@ def test_each_latent_is_the_crop_that_its_conditioning_names(
 ) -> None:
     """Made again by hand from the file and the six numbers that the U-Net is told, sample by sample."""
     cache = open_latents(prepared)
-    paths = {sample_id: manifest.image_path(row) for row, sample_id in enumerate(manifest.table["id"].to_pylist())}
+    paths = {sample_id: manifest.picture(row) for row, sample_id in enumerate(manifest.table["id"].to_pylist())}
     loader = build_loader(cache, seed=0, micro_batch_size=1, prefetch=0)
     crops = set()
     for step in range(len(cache)):
@@ -96,14 +96,14 @@ def test_each_latent_is_the_crop_that_its_conditioning_names(
         # A level of 8 bits between the two Lanczos is 0.0013 here; float16 keeps 11 bits.
         torch.testing.assert_close(batch.latents, by_hand, rtol=2e-3, atol=3e-3)
         crops.add((top, left))
-    assert len(crops) > 2, "the crops must differ, or their conditioning was not tested"
+    assert len(crops) > 3, "the crops must differ, or their conditioning was not tested"
 
 
 def test_a_neighbouring_crop_would_be_noticed(prepared: Path, manifest: Manifest, vae: AutoencoderKL) -> None:
     """The test above is sharp: one pixel further is another latent."""
     cache = open_latents(prepared)
     row = int(np.flatnonzero(cache.index.crop[:, 1] > 0)[0])
-    path = manifest.image_path(manifest.table["id"].to_pylist().index(cache.index.ids(np.array([row]))[0]))
+    path = manifest.picture(manifest.table["id"].to_pylist().index(cache.index.ids(np.array([row]))[0]))
     (height, width), (top, left) = cache.index.original[row].tolist(), cache.index.crop[row].tolist()
     target = cache.buckets[cache.index.bucket[row]].tolist()
     scale = max(target[0] / height, target[1] / width)
@@ -270,6 +270,31 @@ def test_killed_at_any_time_again_and_again(
     finish(manifest, vae, out)
     assert kills > 0
     assert tree_digest(out) == tree_digest(prepared)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(
+    manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path
+) -> None:
+    """At any moment of a whole run, from the start of its process to its end; each is gone on with and compared."""
+    for timed in ("first", "second"):  # the first waits for what all processes are forked from
+        began = time.monotonic()
+        assert exit_code(start_preparer(manifest, vae, tmp_path / timed)) == 0
+        longest = time.monotonic() - began
+    rng, reached = np.random.default_rng(20), list[int]()
+    while len(reached) < 20:
+        out = tmp_path / "out"
+        child = start_preparer(manifest, vae, out)
+        time.sleep(float(rng.uniform(0, longest)))
+        child.kill()
+        if exit_code(child) == -signal.SIGKILL:
+            reached.append(len(tree_digest(out)))
+            finish(manifest, vae, out)
+        assert tree_digest(out) == tree_digest(prepared)
+        shutil.rmtree(out)
+    assert len(set(reached)) > 2, (
+        "files that there were when it was killed: the kills must not all fall into one moment"
+    )
 
 
 def test_a_finished_folder_is_left_alone(

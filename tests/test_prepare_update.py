@@ -16,7 +16,7 @@ from preparing import (
     CONFIG,
     COUNT,
     draw_picture,
-    draw_pictures,
+    drawn_set,
     exit_code,
     finish,
     killed_at_replace,
@@ -52,9 +52,8 @@ class Versions:
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> Versions:
     root = tmp_path_factory.mktemp("versions")
-    (root / "pictures").mkdir()
-    folder = draw_pictures(root / "pictures")
-    vae, old = small_vae(), manifest_of(folder, root / "old.parquet")
+    folder, old = drawn_set(root, "old.parquet")
+    vae = small_vae()
     finish(old, vae, root / "before")
     changed = Path(shutil.copytree(folder, root / "changed"))
     for number in (4, 9):

@@ -41,7 +41,7 @@ def cache(manifest: Manifest, vae: AutoencoderKL, tmp_path_factory: pytest.TempP
 def test_each_variant_is_its_own_crop_or_mirror(cache: LatentCache, manifest: Manifest, vae: AutoencoderKL) -> None:
     """By hand from the file: the picture mirrored first, then cut where its conditioning says."""
     assert len(cache) == 4 * (COUNT - 1) and cache.index.variants == 4
-    paths = {sample_id: manifest.image_path(row) for row, sample_id in enumerate(manifest.table["id"].to_pylist())}
+    paths = {sample_id: manifest.picture(row) for row, sample_id in enumerate(manifest.table["id"].to_pylist())}
     corners = set()
     for row in range(len(cache)):
         at, mirrored = np.array([row]), row % 2 == 1

@@ -107,6 +107,11 @@ def test_remarks_where_the_model_is_read_rightly_and_something_is_still_wrong() 
     assert "SDXL 0.9" in actions(replace(OURS, has_model_spec=False))["SwarmUI"]
 
 
+def test_a_small_or_inpainting_model_is_not_promised_a_sidecar_that_mend_does_not_write() -> None:
+    assert actions(replace(BARE, sidecar_fits=False))["A1111 1.10.1"].startswith("nothing helps")
+    assert "yaml" not in actions(BARE)["Forge"] and "v_pred" in actions(BARE)["Forge"]
+
+
 def test_a_wrong_sidecar_is_to_be_removed() -> None:
     wrong = ModelFacts("file", "epsilon", False, sidecar="v_prediction")
     assert actions(wrong)["A1111 1.10.1"].startswith("remove the .yaml")

@@ -52,7 +52,7 @@ def run(command: Command) -> None:
     from rich.console import Console
 
     from sumizome.data.buckets import BucketConfig
-    from sumizome.data.sources import printable
+    from sumizome.data.listing import printable
     from sumizome.errors import ConfigError
     from sumizome.report.data_report import ReportConfig, write_data_report
 
@@ -78,7 +78,8 @@ def run(command: Command) -> None:
             progress=status.update,
         )
     for finding in facts["findings"]:
-        console.print(f"{'!' if finding.grave else '·'} {printable(finding.what)}", markup=False, highlight=False)
+        what = printable(finding.what.replace("\N{THIN SPACE}", ","))  # as all numbers on a terminal
+        console.print(f"{'!' if finding.grave else '·'} {what}", markup=False, highlight=False, soft_wrap=True)
     if not facts["findings"]:
         console.print("nothing deserves attention", highlight=False)
     console.print(f"wrote {command.out}", markup=False, highlight=False, soft_wrap=True)

@@ -53,16 +53,25 @@ class Command:
 def run(command: Command) -> None:
     """Exports, verifies and says what was written."""
     from sumizome.errors import ConfigError
-    from sumizome.export import write_diffusers_folder, write_single_file, write_unet_file
+    from sumizome.export import check_diffusers_folder, check_single_file, write_diffusers_folder, write_single_file
     from sumizome.export_metadata import sidecar_path
 
-    targets = (command.folder, command.file, command.unet)
-    if targets == (None, None, None):
+    targets = [path for path in (command.folder, command.file, command.unet) if path is not None]
+    if not targets:
         raise ConfigError("nothing to write; give --folder DIR, --file FILE.safetensors, --unet FILE.safetensors")
-    for path in targets:
-        if path is not None and path.exists() and not command.overwrite:
+    for number, path in enumerate(targets):
+        if path in targets[:number]:
+            raise ConfigError(f"{path} is given twice; give each thing to write a path of its own")
+        if path.exists() and not command.overwrite:
             raise ConfigError(f"{path} exists; give another path, or --overwrite to replace it")
     model, card = _model_and_card(command)
+    if command.folder is not None:
+        check_diffusers_folder(model, command.folder, overwrite=command.overwrite)
+    files = [(command.file, "single file", False), (command.unet, "U-Net alone", True)]
+    for target, _, unet_alone in files:
+        if target is not None:
+            check_single_file(model, target, unet_alone=unet_alone, overwrite=command.overwrite)
+
     proof = "read back bit for bit" + (", one denoising step compared" if command.verify_step else "")
     options: dict[str, Any] = {
         "dtype": command.dtype,
@@ -72,13 +81,11 @@ def run(command: Command) -> None:
     if command.folder is not None:
         path = write_diffusers_folder(model, command.folder, fold_latents=command.latents == "fold", **options)
         print(f"{path}: diffusers folder, {proof}")
-    for write, target, what in (
-        (write_single_file, command.file, "single file"),
-        (write_unet_file, command.unet, "U-Net alone"),
-    ):
+    for target, what, unet_alone in files:
         if target is not None:
             titled = replace(card, title=command.title or target.stem)
-            print(f"{write(model, target, card=titled, **options)}: {what}, {proof}")
+            path = write_single_file(model, target, card=titled, unet_alone=unet_alone, **options)
+            print(f"{path}: {what}, {proof}")
     sidecar = sidecar_path(model, command.file) if command.file else None
     if sidecar is not None:
         print(f"{sidecar}: for A1111, which reads it where it stands beside the file")
@@ -88,14 +95,19 @@ def _model_and_card(command: Command) -> "tuple[SDXLModel, ModelCard]":
     """The model, and what its file's metadata is to say."""
     from sumizome.export import ModelCard
     from sumizome.inference import native_canvas
-    from sumizome.models.sdxl import load_model
+    from sumizome.inspection import inspect_model
+    from sumizome.models.sdxl import ALL_COMPONENTS, Component, load_model
     from sumizome.train.run_dir import is_run_dir, load_trained_model
     from sumizome.train.summary import training_summary
 
     card = ModelCard(author=command.author, description=command.description)
     if not is_run_dir(command.model):
-        only_unet = command.folder is None and command.file is None
-        model = load_model(command.model, components=("unet",) if only_unet else ("unet", "vae", "text_encoders"))
+        components: tuple[Component, ...] = ALL_COMPONENTS
+        if command.folder is None and command.file is None:
+            # The VAE too, if there is one: it says whether the U-Net's latents are SDXL's.
+            held = {part.name for part in inspect_model(command.model).components}
+            components = ("unet", "vae") if "vae" in held else ("unet",)
+        model = load_model(command.model, components=components)
         return model, card if model.vae is None else replace(card, resolution=native_canvas(model))
     model, step = load_trained_model(command.model, command.weights)
     print(f"{command.model}: step {step}, {command.weights} weights")

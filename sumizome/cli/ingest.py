@@ -60,13 +60,18 @@ def run(command: Command) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from sumizome.data.images import parse_colour
-    from sumizome.data.ingest import copies_path, ingest_to
+    from sumizome.data.ingest import ingest_to
+    from sumizome.data.ingest_tables import copies_path
 
     console = Console()
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("decoding", total=None)
+        task = bar.add_task("listing", total=None)
+
+        def told(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total or None, description="decoding" if total else "listing")
+
         result = ingest_to(
             command.manifest,
             _sources(command),
@@ -74,7 +79,7 @@ def run(command: Command) -> None:
             duplicates=command.duplicates,
             background=parse_colour(command.background),
             workers=command.workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=told,
             decode_again=command.decode_again,
         )
     _print_summary(console, result)
@@ -108,7 +113,7 @@ def _sources(command: Command) -> "list[SourceConfig]":
 def _print_summary(console: "Console", result: "IngestResult") -> None:
     from rich.table import Table
 
-    from sumizome.data.sources import printable
+    from sumizome.data.listing import printable
     from sumizome.data.tags import tag_counts
 
     rows = result.manifest.table
@@ -142,7 +147,7 @@ def _print_summary(console: "Console", result: "IngestResult") -> None:
 
 
 def _print_mismatches(console: "Console", result: "IngestResult", manifest: Path) -> None:
-    from sumizome.data.ingest import mismatches_path
+    from sumizome.data.ingest_tables import mismatches_path
 
     if not result.mismatches:
         return
@@ -162,7 +167,7 @@ def _print_rejects(console: "Console", result: "IngestResult", manifest: Path) -
     from rich.markup import escape
     from rich.table import Table
 
-    from sumizome.data.ingest import rejects_path
+    from sumizome.data.ingest_tables import rejects_path
 
     if not result.rejects:
         return

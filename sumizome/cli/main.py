@@ -6,10 +6,9 @@ attribute docstrings are the help, and `run(command)`. Nothing heavy is imported
 """
 
 import importlib
-import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sumizome import __version__
 from sumizome.errors import ConfigError, SumizomeError
@@ -47,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # bitsandbytes, which diffusers imports, misses 4-bit kernels for the CPU that nothing here uses.
-    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     try:
         _dispatch(arguments)
         sys.stdout.flush()
@@ -80,22 +77,27 @@ def _dispatch(arguments: list[str]) -> None:
         return
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]
+    group = {command: what for command, what in COMMANDS.items() if command.startswith(f"{name} ")}
+    if group and (not rest or rest[0] in ("-h", "--help")):
+        print(_overview(group, name))
+        return
     if name not in COMMANDS:
-        longer = any(command.startswith(f"{name} ") for command in COMMANDS) and not "".join(rest[:1]).startswith("-")
+        longer = group and not rest[0].startswith("-")
         name = " ".join(arguments[:2]) if longer else name
         raise ConfigError(f"unknown command '{name}'{_did_you_mean(name)}; `sumizome --help` lists them")
     module = importlib.import_module(f"sumizome.cli.{name.replace(' ', '_')}")
     module.run(parse(module.Command, rest, prog=f"sumizome {name}", description=module.__doc__))
 
 
-def _overview() -> str:
-    width = max(len(name) for name in COMMANDS)
-    lines = [f"  {name:<{width}}   {what}" for name, what in COMMANDS.items()]
+def _overview(commands: Mapping[str, str] = COMMANDS, group: str = "") -> str:
+    """The help of `sumizome`, or of a `group` of commands that share their first word."""
+    width = max(len(name) for name in commands)
+    lines = [f"  {name:<{width}}   {what}" for name, what in commands.items()]
     return "\n".join(
         [
             f"sumizome {__version__}: SDXL-family models to pure noise and back",
             "",
-            "usage: sumizome COMMAND [FILE.toml] [OPTIONS]",
+            f"usage: sumizome {f'{group} ' if group else ''}COMMAND [FILE.toml] [OPTIONS]",
             "",
             *lines,
             "",

@@ -53,6 +53,7 @@ def run(command: Command) -> None:
         ExportError: the copy cannot be written, overflows, or does not read back.
     """
     from sumizome.errors import ConfigError
+    from sumizome.files import readable_size
     from sumizome.mend_decision import MendConfig
     from sumizome.mending import mend_model
 
@@ -70,6 +71,6 @@ def run(command: Command) -> None:
     mended = mend_model(command.model, command.out, config, overwrite=command.overwrite)
     for change in mended.changes:
         print(f"  {change}")
-    print(f"{mended.path}: {mended.bytes / 1e9:.2f} GB, read back bit for bit")
+    print(f"{mended.path}: {readable_size(mended.bytes)}, read back bit for bit, one denoising step compared")
     if mended.sidecar:
         print(f"{mended.sidecar}: for A1111, which reads it where it stands beside the file")

@@ -54,6 +54,7 @@ def run(command: Command) -> None:
         ModelError, ExportError: as `sumizome mend` does.
     """
     from sumizome.errors import ConfigError
+    from sumizome.files import readable_size
     from sumizome.mend_decision import MendConfig
     from sumizome.merging import add_difference, merge_weighted
 
@@ -80,6 +81,7 @@ def run(command: Command) -> None:
         merged = merge_weighted(command.models, weights, command.out, config, overwrite=command.overwrite)
     for warning in merged.warnings:
         print(f"! {warning}")
+    size = readable_size(merged.mended.bytes)
     print(
-        f"{merged.mended.path}: {merged.mended.bytes / 1e9:.2f} GB, {merged.mended.changes[0]}, read back bit for bit"
+        f"{merged.mended.path}: {size}, {merged.mended.changes[0]}, read back bit for bit, one denoising step compared"
     )

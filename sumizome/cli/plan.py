@@ -3,8 +3,8 @@
     sumizome plan run.toml --gpus 256 --gpu h100 --images 6000000 --epochs 10
     sumizome plan run.toml --gpu 4090
 
-Reads the same file as `sumizome train`. Model and latents need not be there: SDXL's own shapes and buckets stand in for
-them. What would make an impossible plan fit is said with its price.
+Reads the same file as `sumizome train`, stages too. Model and latents need not be there: SDXL's own shapes and buckets
+stand in for them. What would make an impossible plan fit is said with its price.
 """
 
 import json
@@ -17,7 +17,9 @@ from sumizome.errors import ConfigError
 from sumizome.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from sumizome.planning import Change, Plan
+    from sumizome.planning.advice import Change
+    from sumizome.planning.memory import Cluster
+    from sumizome.planning.plan import Plan
 
 __all__ = ["Command", "run"]
 
@@ -35,15 +37,15 @@ class Command(TrainConfig):
     mfu: float = 0.35
     """Share of the peak FLOP that training reaches; an assumption, so state your own once you have measured it."""
     images: int = 0
-    """Pictures of the set; 0 = what `steps` make, in one epoch."""
+    """Pictures of the set; 0 = as many as the steps train on. Stages are planned by their steps."""
     epochs: float = 1.0
-    """How often each picture is shown."""
+    """How often each of `images` is shown."""
     gpus_per_machine: int = 8
     """For the disk's speed, and for hybrid sharding."""
     disk_speed: float = 1.0
     """GB/s at which one machine writes checkpoints."""
     buckets: BucketConfig = field(default_factory=BucketConfig)
-    """Where the latents are not there to say."""
+    """Of latents that are not here to say."""
     json: bool = False
     """Print one JSON object instead."""
 
@@ -53,25 +55,34 @@ class Command(TrainConfig):
             raise ConfigError("gpus and gpus_per_machine must be at least 1")
         if not 0 < self.mfu <= 1 or self.disk_speed <= 0 or self.epochs <= 0 or self.gpu_memory < 0:
             raise ConfigError("mfu lies between 0 and 1; disk_speed and epochs are above 0; gpu_memory is not negative")
+        if self.images < 0:
+            raise ConfigError(f"images is {self.images}; give the number of pictures, or 0 to go by the steps")
+        if self.stage and (self.images or self.epochs != 1):
+            raise ConfigError("a run with stages is planned by their steps; leave out images and epochs")
 
 
 def run(command: Command) -> None:
     """Prints the plan, and a way to make it fit where it does not."""
-    from sumizome.planning import make_plan, read_networks, way_to_fit
+    from sumizome.planning.advice import way_to_fit
+    from sumizome.planning.networks import read_networks
+    from sumizome.planning.plan import make_plan
+    from sumizome.planning.work import work_of
 
     networks = read_networks(command.model)
-    plan = make_plan(command, _cluster(command), networks, images=_images(command), buckets=command.buckets)
-    changes, fitting = ([], plan) if plan.fits else way_to_fit(plan, networks, command.buckets)
+    work = work_of(command, command.buckets, int(command.images * command.epochs))
+    plan = make_plan(command, _cluster(command), networks, work)
+    changes, fitting = ([], plan) if plan.fits else way_to_fit(plan, networks)
     if command.json:
         print(json.dumps(_as_json(plan) | {"changes": [change.setting for change in changes]}))
         return
     print(f"{networks.origin}; {_machine(plan)}")
-    for line in (*_memory_lines(plan), *_work_lines(plan), *_fit_lines(plan, changes, fitting)):
+    for line in (*_memory_lines(plan), *_work_lines(plan), *_stage_lines(plan), *_fit_lines(plan, changes, fitting)):
         print(line)
 
 
-def _cluster(command: Command) -> Any:
-    from sumizome.planning import GPUS, Cluster
+def _cluster(command: Command) -> "Cluster":
+    from sumizome.device import GPUS
+    from sumizome.planning.memory import Cluster
 
     if command.gpu not in GPUS:
         raise ConfigError(f"gpu is {command.gpu!r}; give one of {', '.join(GPUS)}, or the nearest and --gpu-memory")
@@ -86,24 +97,27 @@ def _cluster(command: Command) -> Any:
     )
 
 
-def _images(command: Command) -> int:
-    """Showings in all."""
-    of_steps = command.steps * command.micro_batch_size * command.micro_batches_per_step
-    return int(command.images * command.epochs) if command.images else of_steps
-
-
 def _machine(plan: "Plan") -> str:
-    cluster, config = plan.cluster, plan.config
+    cluster = plan.cluster
     gpus = f"{cluster.gpus} GPU{'s' if cluster.gpus > 1 else ''} of {cluster.gpu_memory:g} GB"
-    batch = config.micro_batch_size * config.micro_batches_per_step
-    return f"{gpus}, {plan.strategy if cluster.gpus > 1 else 'one process'}, {config.precision}, {batch} images a step"
+    # In the order of the stages, each once.
+    batches = dict.fromkeys(str(stage.span.images_per_step) for stage in plan.stages)
+    strategy = plan.strategy if cluster.gpus > 1 else "one process"
+    return f"{gpus}, {strategy}, {plan.config.precision}, {' and then '.join(batches)} images a step"
 
 
 def _memory_lines(plan: "Plan") -> Iterator[str]:
-    height, width = max(plan.flop_by_bucket, key=lambda canvas: canvas[0] * canvas[1])
-    sizes = {**plan.memory.parts, "gaps (5 %)": 0.05 * sum(plan.memory.parts.values()), "CUDA": plan.memory.context}
+    from sumizome.planning.memory import GAPS
+    from sumizome.planning.work import largest
+
+    fullest = plan.fullest
+    height, width = largest(fullest.work.canvases)
+    sizes = {**plan.memory.parts, f"gaps ({GAPS:.0%})": plan.memory.gaps, "CUDA": plan.memory.context}
+    stage = f" in stage {fullest.span.name}" if len(plan.stages) > 1 else ""
     yield ""
-    yield f"memory of one GPU, at {height}×{width}, {plan.config.micro_batch_size} a micro-batch, GB (10⁹ bytes):"
+    yield (
+        f"memory of one GPU{stage}, at {height}×{width}, {fullest.span.micro_batch_size} a micro-batch, GB (10⁹ bytes):"
+    )
     for name, size in sizes.items():
         yield f"  {name:<17} {size / 1e9:7.2f}"
     verdict = "fits" if plan.fits else f"does not fit into {plan.cluster.gpu_memory:g}"
@@ -117,9 +131,9 @@ def _work_lines(plan: "Plan") -> Iterator[str]:
     yield f"parameters: {counts}; trained: {plan.trained / 1e6:.1f} M"
     by_flop = sorted(plan.flop_by_bucket.items(), key=lambda item: item[1])
     for label, (canvas, flop) in (("least", by_flop[0]), ("most", by_flop[-1])):
-        yield f"an image, forward and backward: {label} {flop / 1e12:.2f} TFLOP at {canvas[0]}×{canvas[1]}"
+        yield f"an image, forward and backward: {label} {_tflop(flop)} at {canvas[0]}×{canvas[1]}"
     yield (
-        f"a checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB, {plan.checkpoint_seconds:.0f} s at "
+        f"a checkpoint: {_bytes(plan.checkpoint_bytes)}, {_duration(plan.checkpoint_seconds)} at "
         f"{cluster.disk_speed:g} GB/s a machine, beside training"
     )
     yield (
@@ -128,8 +142,28 @@ def _work_lines(plan: "Plan") -> Iterator[str]:
     )
 
 
+def _stage_lines(plan: "Plan") -> Iterator[str]:
+    for stage in plan.stages if len(plan.stages) > 1 else ():
+        span, work = stage.span, stage.work
+        yield (
+            f"  stage {span.name}: steps {span.first + 1} to {span.last}, {work.images:,} images, "
+            f"{_duration(stage.seconds)}, {stage.memory.total / 1e9:.1f} GB"
+        )
+
+
+def _tflop(flop: float) -> str:
+    return f"{flop / 1e12:.2f} TFLOP" if flop >= 1e11 else f"{flop / 1e9:.3g} GFLOP"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def _duration(seconds: float) -> str:
-    return f"{seconds / 86400:.1f} days" if seconds > 2 * 86400 else f"{seconds / 3600:.1f} hours"
+    for unit, name, least in ((86400, "days", 2.0), (3600, "hours", 1.5), (60, "minutes", 1.5)):
+        if seconds > least * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "less than a second"
 
 
 def _fit_lines(plan: "Plan", changes: "list[Change]", fitting: "Plan") -> Iterator[str]:
@@ -159,4 +193,14 @@ def _as_json(plan: "Plan") -> dict[str, Any]:
         "images": plan.images,
         "seconds": plan.seconds,
         "gpu_hours": plan.gpu_hours,
+        "stages": [
+            {
+                "name": stage.span.name,
+                "steps": stage.span.last - stage.span.first,
+                "images": stage.work.images,
+                "seconds": stage.seconds,
+                "memory_bytes": stage.memory.total,
+            }
+            for stage in plan.stages
+        ],
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sumizome.data.buckets import BucketReport
+    from sumizome.data.store import Store
     from sumizome.executors import Executor
     from sumizome.prepare import PrepareProgress
 
@@ -35,7 +36,10 @@ class Command:
     model: Path
     """whose VAE encodes: a diffusers SDXL folder or a single safetensors file"""
     out: Path
-    """folder of the latents, outside the picture folders; one that was begun is gone on with"""
+    """folder of the latents, outside the picture folders, or s3://bucket/prefix; one that was begun is gone on with"""
+    staging: Path | None = None
+    """with an s3:// address: folder of this machine where units are made before they go there, with room for all of
+    them; by default below ~/.cache/sumizome"""
     area: int | tuple[int, int] = 1024
     """most pixels of a canvas: the side of a square, or height and width; SDXL was trained at 1024²"""
     areas: tuple[int, ...] = ()
@@ -79,9 +83,13 @@ def run(command: Command) -> None:
     from rich.console import Console
 
     from sumizome.data.buckets import BucketConfig, bucket_report, bucket_table
-    from sumizome.data.manifest import load_manifest
+    from sumizome.data.manifest import picture_sizes
+    from sumizome.data.store import as_address
+    from sumizome.data.stored_manifest import open_manifest
 
-    manifest = load_manifest(command.manifest)  # before the slow imports: a wrong path is told at once
+    # Before the slow imports: a wrong path is told at once.
+    manifest = open_manifest(command.manifest, ["height", "width"])
+    store = _store(command)
     buckets = BucketConfig(**{field.name: getattr(command, field.name) for field in fields(BucketConfig)})
     table = bucket_table(buckets)
 
@@ -89,24 +97,28 @@ def run(command: Command) -> None:
     from sumizome.executors import LocalExecutor
     from sumizome.models.sdxl import load_model
     from sumizome.prepare import PrepareConfig, prepare_latents
-    from sumizome.prepare_unit import picture_sizes
+    from sumizome.prepare_store import prepared_to_store
 
     with _executor(command) as (executor, device, speaks):
         console = Console(quiet=not speaks)
-        _print_buckets(console, bucket_report(picture_sizes(manifest.table), table, buckets.max_aspect_error))
+        _print_buckets(console, bucket_report(picture_sizes(manifest), table, buckets.max_aspect_error))
         vae = load_model(command.model, components=("vae",), device=choose_device(device)).vae
         assert vae is not None  # it was asked for
         names = {field.name for field in fields(PrepareConfig)} & {field.name for field in fields(Command)}
         config = PrepareConfig(buckets, **{name: getattr(command, name) for name in names})
-        steps = prepare_latents(manifest, vae, command.out, config, command=as_shell(command), executor=executor)
+        folder = command.out if store is None else command.staging or _staging(store.address)
+        steps = prepare_latents(manifest, vae, folder, config, command=as_shell(command), executor=executor)
+        if store is not None:
+            steps = prepared_to_store(steps, folder, store)
         workers = len(executor.devices) if isinstance(executor, LocalExecutor) else 0
         last = _watch(steps, console, max(1, workers), shows=speaks)
     variants = config.crops * (2 if config.flip else 1)
-    summary = f"wrote {last.written * variants:,} latents to {command.out}"
+    out = as_address(command.out)
+    summary = f"wrote {last.written * variants:,} latents to {out}"
     summary += f", {variants} of each of {last.written:,} pictures" if variants > 1 else ""
     if last.rejected:
         pictures = "picture" if last.rejected == 1 else "pictures"
-        summary += f"; {last.rejected:,} {pictures} rejected, see {command.out / 'rejects.csv'}"
+        summary += f"; {last.rejected:,} {pictures} rejected, see {out}/rejects.csv"
     console.print(summary, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -127,17 +139,48 @@ def _executor(command: Command) -> "Iterator[tuple[Executor, str, bool]]":
         yield LocalExecutor(devices), "cpu" if len(devices) > 1 else devices[0], True
 
 
-_LEAVE_NO_TRACE = ("manifest", "decode_threads", "workers", "executor", "address")
+def _store(command: Command) -> "Store | None":
+    """The store that `--out` is the address of; None for a folder."""
+    import os
+
+    from sumizome.data.store import is_remote, open_store
+    from sumizome.errors import ConfigError
+
+    if not is_remote(command.out):
+        if command.staging is not None:
+            raise ConfigError(f"--staging is for an --out in a store; {command.out} is a folder, leave it out")
+        return None
+    if command.executor in ("torchrun", "ray") or "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            "--out s3://… is written by one machine; with torchrun or Ray give a shared folder, and copy it: "
+            "`rclone copy FOLDER :s3:bucket/prefix --s3-env-auth`"
+        )
+    return open_store(command.out)
+
+
+def _staging(address: str) -> Path:
+    """Where units for a store are made, unless told otherwise: a folder for each address."""
+    import hashlib
+
+    from sumizome.data.index_cache import default_folder
+
+    return default_folder().parent / "prepare" / hashlib.sha256(address.encode()).hexdigest()[:16]
+
+
+_LEAVE_NO_TRACE = ("manifest", "staging", "decode_threads", "workers", "executor", "address")
 """What does not change the latents, and so is not part of the command that makes them."""
 
 
 def as_shell(command: Command) -> str:
     """The command line that makes the same, settings at their default left out."""
+    from sumizome.data.store import as_address
+
     words = ["sumizome", "prepare", str(command.manifest)]
     for field in fields(Command):
         value = getattr(command, field.name)
         if field.name not in _LEAVE_NO_TRACE and value != field.default:
             values = () if value is True else value if isinstance(value, tuple) else (value,)
+            values = tuple(as_address(each) if isinstance(each, Path) else each for each in values)
             words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     return shlex.join(words)
 

@@ -38,24 +38,23 @@ def run(command: Command) -> None:
     """Prints categories, frequency classes and the most frequent tags; writes the table if asked to."""
     from rich.console import Console
 
-    from sumizome.data.manifest import load_manifest
-    from sumizome.data.tag_table import load_tag_table, write_tag_table
-    from sumizome.data.tags import tag_statistics
+    from sumizome.data.stored_manifest import open_manifest
+    from sumizome.data.tag_codes import code_parts
+    from sumizome.data.tag_table import with_tag_table, write_tag_table
+    from sumizome.data.tags import weigh
     from sumizome.errors import ConfigError
 
     if command.out is not None:
         _check_out(command)
-    manifest = load_manifest(command.manifest)
+    manifest = open_manifest(command.manifest, ["repeats"])
     for source in manifest.sources:
         if command.out is not None and command.out.resolve().is_relative_to(source):
             raise ConfigError(
                 f"--out {command.out} lies inside the picture folder {source}, which is never written to."
             )
-    categories, given = dict(manifest.categories), None
-    if command.weights.table is not None:
-        edited = load_tag_table(command.weights.table)
-        categories, given = {**categories, **edited.categories}, edited.weights
-    statistics = tag_statistics(manifest.table, command.weights, categories, given)
+    categories, given = with_tag_table(manifest.categories, command.weights.table)
+    coded = code_parts(part["tags"] for part in manifest.parts(["tags"]))
+    statistics = weigh(coded, manifest.column("repeats"), command.weights, categories, given).tags
     console = Console()
     _print_categories(console, statistics, command.top)
     _print_classes(console, statistics)
@@ -81,7 +80,7 @@ def _print_categories(console: "Console", statistics: "pa.Table", top: int) -> N
     from rich.markup import escape
     from rich.table import Table
 
-    from sumizome.data.sources import printable
+    from sumizome.data.listing import printable
 
     table = Table("category", "tags", "shown", "most frequent", box=None, padding=(0, 2, 0, 0))
     for category in sorted(statistics["category"].unique().to_pylist()):

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-os.environ.setdefault(
-    "VIPS_CONCURRENCY", "1"
-)  # read once, below: one picture a thread, as many threads as the caller has
+# Read once, when pyvips is imported: one picture a thread, and as many threads as the caller has.
+os.environ.setdefault("VIPS_CONCURRENCY", "1")
 
 import numpy as np
 import pyvips
@@ -20,7 +19,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sumizome.data.byte_range import ByteRange
-from sumizome.data.images import WHITE, Colour, ImageRejected, PlainHeader, decode_image, plain_header, read_bytes
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import WHITE, Colour, PlainHeader, decode_image, plain_header
+from sumizome.data.picture_bytes import read_bytes
 
 __all__ = ["RESIZE_VERSION", "Canvas", "Frame", "load_canvas"]
 

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sumizome.data.tags import GENERAL
 from sumizome.errors import ConfigError
@@ -129,7 +130,12 @@ def _is_of(tag: str, groups: Collection[str], categories: Mapping[str, str] | No
     """Whether the tag's category is among the groups; one that counts people is of that group, too."""
     if not groups:
         return False
-    return (categories or {}).get(tag, GENERAL) in groups or (PEOPLE in groups and bool(_PEOPLE.fullmatch(tag)))
+    return (categories or {}).get(tag, GENERAL) in groups or (PEOPLE in groups and _counts_people(tag))
+
+
+@lru_cache(maxsize=1 << 14)
+def _counts_people(tag: str) -> bool:
+    return bool(_PEOPLE.fullmatch(tag))
 
 
 def _ordered(tags: Sequence[str], order: tuple[str, ...], categories: Mapping[str, str] | None) -> list[str]:
@@ -137,7 +143,7 @@ def _ordered(tags: Sequence[str], order: tuple[str, ...], categories: Mapping[st
     rank = {group: i for i, group in enumerate(order)}
 
     def group_rank(tag: str) -> int:
-        if PEOPLE in rank and _PEOPLE.fullmatch(tag):
+        if PEOPLE in rank and _counts_people(tag):
             return rank[PEOPLE]
         return rank.get((categories or {}).get(tag, ""), len(rank))
 

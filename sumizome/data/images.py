@@ -1,56 +1,49 @@
 """The one home of decoding: any PNG, JPEG or WebP becomes an upright, opaque, 8-bit sRGB picture, or is refused.
 
-Owns the limits, the alpha, depth, palette, CMYK and orientation rules; knows nothing of captions or manifests.
+Owns the limits of size and the orientation rules; knows nothing of captions or manifests. Bytes are `picture_bytes`',
+alpha, depth and palettes `image_modes`'.
 Invariant: what the decoder cannot read whole is an `ImageRejected` with one reason, never a partial picture; where
 `canvas` takes a faster decoder, `plain_header` has said that it gives the same numbers. (Damage inside a JPEG's coded
 data is invisible to every decoder: against that stands the manifest's sha256.)
 Files are untrusted. Sizes are (height, width); Pillow's (width, height) does not leave this module.
 """
 
-import errno
-import hashlib
-import os
-import stat
 import warnings
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
 from sumizome.data.byte_range import ByteRange
 from sumizome.data.colour_profiles import means_srgb, to_srgb
-from sumizome.errors import ConfigError, DataError
+from sumizome.data.image_modes import Colour, composite, split_alpha
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.picture_bytes import read_bytes
+from sumizome.errors import ConfigError
 
 __all__ = [
     "MAX_ASPECT_RATIO",
-    "MAX_FILE_BYTES",
     "MAX_PIXELS",
     "MAX_SIDE",
     "MIN_SIDE",
     "WHITE",
     "Colour",
     "DecodedImage",
-    "ImageRejected",
     "Picture",
     "PlainHeader",
     "decode_image",
     "open_image",
     "parse_colour",
     "plain_header",
-    "read_bytes",
     "read_image",
 ]
 
-Colour: TypeAlias = tuple[int, int, int]
-"""8-bit sRGB (red, green, blue)."""
-
 WHITE: Colour = (255, 255, 255)
 
-MAX_FILE_BYTES = 128 * 2**20
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_768
 """px"""
@@ -65,25 +58,6 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 # A warning is an error here. (The explicit check in `_check_size` stands even where a host resets the filter.)
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
-
-class ImageRejected(DataError):
-    """A file that is not used as a picture; `reason` is the word that reports count, the text the sentence.
-
-    Reasons. File: `missing`, `no_permission`, `read_error` (the device's), `unreadable` (any other), `not_a_file`,
-    `empty_file`, `file_too_large`, `unstable` (while it was read), `changed` (since ingest), `md5_mismatch` (with its
-    record).
-    Format: `not_an_image`, `format_not_supported`, `animated`. Damage: `truncated`, `undecodable`, `bad_chunk`,
-    `broken_palette`. Size: `too_many_pixels`, `side_too_long`, `too_elongated`, `too_small`, `out_of_memory`.
-    Content: `fully_transparent`.
-    """
-
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(reason, sentence)  # both, so that it survives the way back from a worker process
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 class Picture(NamedTuple):
@@ -154,83 +128,6 @@ def read_image(
     return DecodedImage(picture.image, picture.format, digest, len(data), picture.profile_ignored)
 
 
-def read_bytes(path: Path | ByteRange, *, sha256: str | None = None, md5: str | None = None) -> tuple[bytes, str]:
-    """(the file's bytes, their SHA-256 in hex), of the file that is expected.
-
-    Raises: ImageRejected.
-    """
-    data = _read_file(path)
-    digest = hashlib.sha256(data).hexdigest()
-    if md5 is not None and (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != md5:
-        raise ImageRejected("md5_mismatch", f"expected the file that its record describes (md5 {md5}), found {found}.")
-    if sha256 is not None and digest != sha256:
-        raise ImageRejected(
-            "changed",
-            f"expected {path} as it was ingested (sha256 {sha256[:16]}…), found {digest[:16]}…: "
-            "run `sumizome ingest` again.",
-        )
-    return data, digest
-
-
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-"""A pipe without a writer would hold a blocking open for ever."""
-
-_ERRNO_REASONS = {
-    errno.ENOENT: "missing",
-    errno.EACCES: "no_permission",
-    errno.EPERM: "no_permission",
-    errno.EIO: "read_error",
-}
-
-
-def _read_file(path: Path | ByteRange) -> bytes:
-    if isinstance(path, ByteRange):
-        return _read_range(path)
-    try:
-        _check_file(path.stat())  # before it is opened: opening a device can have effects
-        descriptor = os.open(path, _OPEN_FLAGS)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            _check_file(status)
-            data = file.read(status.st_size + 1)  # one more shows a file that grows, and is all that it costs
-    except OSError as error:
-        reason = _ERRNO_REASONS.get(error.errno or 0, "unreadable")
-        raise ImageRejected(reason, f"expected a readable file, found {error.strerror}.") from error
-    except ValueError as error:  # a NUL in the name
-        raise ImageRejected("unreadable", f"expected a readable file, found {error}.") from error
-    if len(data) != status.st_size:
-        raise ImageRejected(
-            "unstable", f"expected a file at rest, found {status.st_size} bytes, then more or fewer: try again later."
-        )
-    return data
-
-
-def _check_file(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageRejected("not_a_file", "expected a regular file, found a folder, a pipe or a device.")
-    if status.st_size > MAX_FILE_BYTES:
-        raise ImageRejected(
-            "file_too_large", f"expected at most {MAX_FILE_BYTES >> 20} MB, found {status.st_size >> 20} MB."
-        )
-
-
-def _read_range(place: ByteRange) -> bytes:
-    if place.size > MAX_FILE_BYTES:
-        raise ImageRejected(
-            "file_too_large", f"expected at most {MAX_FILE_BYTES >> 20} MB, found {place.size >> 20} MB."
-        )
-    try:
-        data = place.read()
-    except OSError as error:
-        reason = _ERRNO_REASONS.get(error.errno or 0, "unreadable")
-        raise ImageRejected(reason, f"expected a readable file, found {error.strerror}.") from error
-    if len(data) < place.size:
-        raise ImageRejected(
-            "changed", f"expected {place} as it was ingested, found the archive shorter: run `sumizome ingest` again."
-        )
-    return data
-
-
 def decode_image(data: bytes, background: Colour = WHITE) -> Picture:
     """The picture in a file's bytes.
 
@@ -265,10 +162,10 @@ def _decode(data: bytes, background: Colour) -> Picture:
     image.load()  # Pillow's verify() passes truncated files; only decoding every pixel tells.
     if format_ == "PNG":
         _check_png_rows(image, data)
-    colour, alpha = _split_alpha(image, bit_depth=data[24] if format_ == "PNG" else 8)
+    colour, alpha = split_alpha(image, bit_depth=data[24] if format_ == "PNG" else 8)
     rgb, profile_ignored = to_srgb(colour, image.info.get("icc_profile"))
     if alpha is not None:
-        rgb = _composite(rgb, alpha, background)
+        rgb = composite(rgb, alpha, background)
     rgb = _upright(rgb, _orientation(image))
     rgb.info = {}
     return Picture(rgb, format_, profile_ignored)
@@ -338,74 +235,6 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         yield kind, at + 8, at + 8 + size
         at += size + 12
-
-
-# --- modes: every one that the three formats decode to, as (colour, alpha) ------------------------------------------
-
-
-def _split_alpha(image: Image.Image, bit_depth: int) -> tuple[Image.Image, Image.Image | None]:
-    """(colour in mode L, RGB or CMYK; alpha in mode L or None)."""
-    match image.mode:
-        case "I;16":
-            return _split_grey16(image)
-        case "P":
-            _check_palette(image)
-            return _split(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-        case "1" | "L" | "RGB" if "transparency" in image.info:
-            image.info["transparency"] = _scale_colour_key(image.info["transparency"], image.mode, bit_depth)
-            return _split(image.convert("RGBA" if image.mode == "RGB" else "LA"))
-        case "1":
-            return image.convert("L"), None
-        case "L" | "RGB" | "CMYK" | "LA" | "RGBA":
-            return _split(image)
-        case mode:
-            raise ImageRejected("format_not_supported", f"expected grey, RGB, palette or CMYK, found mode {mode}.")
-
-
-def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    if image.mode == "LA":
-        return image.getchannel("L"), image.getchannel("A")
-    if image.mode == "RGBA":
-        return image.convert("RGB"), image.getchannel("A")
-    return image, None
-
-
-def _split_grey16(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Pillow's own conversion of 16-bit grey clips at 255 and turns nearly every pixel white."""
-    values = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    key = image.info.get("transparency")
-    if key is None:
-        return grey, None
-    return grey, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
-
-
-def _scale_colour_key(key: Any, mode: str, bit_depth: int) -> Any:
-    """PNG states the transparent colour at the file's depth; Pillow compares it with 8-bit pixels as it stands."""
-    if mode == "L" and bit_depth in (2, 4):
-        return key * 255 // (2**bit_depth - 1)
-    if mode == "RGB" and bit_depth == 16:
-        return tuple(channel >> 8 for channel in key)
-    return key
-
-
-def _check_palette(image: Image.Image) -> None:
-    """Refuses indices beyond the palette, which Pillow would draw black."""
-    colours = len(image.getpalette("RGB") or ()) // 3
-    highest = int(np.asarray(image).max())
-    if highest >= colours:
-        raise ImageRejected(
-            "broken_palette", f"expected a colour for each index, found index {highest} and {colours} colours."
-        )
-
-
-def _composite(rgb: Image.Image, alpha: Image.Image, background: Colour) -> Image.Image:
-    lowest, highest = alpha.getextrema()
-    if highest == 0:
-        raise ImageRejected("fully_transparent", "expected something to see, found a wholly transparent picture.")
-    if lowest == 255:
-        return rgb
-    return Image.composite(rgb, Image.new("RGB", rgb.size, background), alpha)
 
 
 # --- orientation ------------------------------------------------------------------------------------------------------

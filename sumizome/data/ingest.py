@@ -1,9 +1,9 @@
 """Sources of pictures and captions become one verified manifest, and a list of what was left out and why.
 
-Owns the rows that come of the pictures, what rules make of them, and the tables of rejects and of duplicates.
-Invariant: each picture is a row or a reject with one reason, and both follow from the files alone, not from the number
-of workers. Reads the user's folders and never writes there. What a source holds is in `sources`, what a picture is in
-`images`, what a tag is in `tags`, what rules make of them in `rules`.
+Owns the way from a source to rows and rejects. Invariant: each picture is a row or a reject with one reason, and both
+follow from the files alone, not from the number of workers. Reads the user's folders and never writes there. What a
+source holds is in `sources`, what a picture is in `images`, what a tag is in `tags`, what rules make of them in
+`rules`; what becomes of rows in `ingest_rows`, of the rest in `ingest_tables`.
 """
 
 import os
@@ -11,40 +11,45 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sumizome.data.csv_table import write_csv
-from sumizome.data.duplicates import find_copies
-from sumizome.data.images import WHITE, Colour, ImageRejected
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import WHITE, Colour
+from sumizome.data.ingest_rows import Rows, manifest_columns, without_copies
+from sumizome.data.ingest_tables import (
+    CopyLine,
+    MismatchLine,
+    copies_path,
+    journal_path,
+    mismatches_path,
+    rejects_path,
+    write_copies,
+    write_mismatches,
+)
 from sumizome.data.journal import Journal
-from sumizome.data.manifest import ARCHIVE_SCHEMA, SCHEMA, Manifest, write_manifest
+from sumizome.data.manifest import Manifest, write_manifest
 from sumizome.data.reject_table import write_rejects
 from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
 from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
-from sumizome.data.sources import Entry, ImageTask, Reject, printable, scan_source
+from sumizome.data.sources import SourceScan, scan_source
 from sumizome.data.tags import GENERAL, load_tag_categories
+from sumizome.data.tasks import Entry, ImageTask, Reject
 from sumizome.data.verification import Facts, Look, Outcome, inspect_all, read_tags
 from sumizome.errors import ConfigError, DataError
 
 __all__ = [
-    "COPY_COLUMNS",
     "IngestResult",
     "Progress",
     "available_cores",
-    "copies_path",
     "ingest",
     "ingest_to",
-    "journal_path",
-    "mismatches_path",
-    "rejects_path",
 ]
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""called with (pictures done, pictures in all)"""
+"""called with (pictures done, pictures in all); while they are being listed with (pictures found, 0)"""
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,9 @@ class IngestResult:
     """kohya folder → its repeats"""
     records_unused: int = 0
     """records of dumps whose pictures are not there"""
-    copies: list["CopyLine"] = field(default_factory=list)
+    copies: list[CopyLine] = field(default_factory=list)
     """pictures that are there more than once, and whether they were dropped"""
-    mismatches: list["MismatchLine"] = field(default_factory=list)
+    mismatches: list[MismatchLine] = field(default_factory=list)
     """pictures that are not what their records say"""
     decoded: int = 0
     """pictures that were decoded now"""
@@ -122,8 +127,8 @@ def ingest_to(
 
 def _write_result(result: IngestResult, manifest_path: Path) -> None:
     write_rejects(rejects_path(manifest_path), result.rejects, result.manifest.sources)
-    _write_copies(result, copies_path(manifest_path))
-    _write_mismatches(result, mismatches_path(manifest_path))
+    write_copies(copies_path(manifest_path), result.copies, result.manifest.sources)
+    write_mismatches(mismatches_path(manifest_path), result.mismatches, result.manifest.sources)
     if not len(result.manifest):
         common = Counter(reject.reason for reject in result.rejects).most_common(1)[0][0]
         first = next(reject for reject in result.rejects if reject.reason == common)
@@ -132,26 +137,6 @@ def _write_result(result: IngestResult, manifest_path: Path) -> None:
             f"{common} ({first.path}: {first.sentence}): see {rejects_path(manifest_path)}."
         )
     write_manifest(result.manifest, manifest_path)  # last: where it stands, the rest stands
-
-
-def rejects_path(manifest_path: Path) -> Path:
-    """Where the rejects of a manifest are written: `a/manifest.parquet` → `a/manifest.rejects.csv`."""
-    return manifest_path.with_name(f"{manifest_path.stem}.rejects.csv")
-
-
-def copies_path(manifest_path: Path) -> Path:
-    """Where its duplicates are listed: `a/manifest.parquet` → `a/manifest.duplicates.csv`."""
-    return manifest_path.with_name(f"{manifest_path.stem}.duplicates.csv")
-
-
-def mismatches_path(manifest_path: Path) -> Path:
-    """Where pictures are listed that are not what their records say: `a/manifest.mismatches.csv`."""
-    return manifest_path.with_name(f"{manifest_path.stem}.mismatches.csv")
-
-
-def journal_path(manifest_path: Path) -> Path:
-    """Where a manifest's journal of decoding is kept: `a/manifest.parquet` → `a/manifest.decoded`."""
-    return manifest_path.with_name(f"{manifest_path.stem}.decoded")
 
 
 def ingest(
@@ -178,45 +163,25 @@ def ingest(
         raise ConfigError(f"workers: expected 0 or more, found {workers}.")
     rewriter = load_tag_rewriter(lists)
     named = load_tag_categories(lists.categories) if lists.categories else {}
-    scans = [scan_source(index, config, workers) for index, config in enumerate(configs)]
-    total = sum(map(len, scans))
-    rejects = [reject for scan in scans for reject in scan.rejects]
-    if not total and not rejects:
-        folders = ", ".join(str(config.folder) for config in configs)
-        raise DataError(f"expected pictures (PNG, JPEG, WebP), found none below {folders}.")
+    scans = _scan(configs, workers, progress)
     duplicates = duplicates or DuplicateConfig()
     look = Look(background, duplicates.near != "off")
-    rows = _Rows()
-    mismatches: list[MismatchLine] = []
-    done = decoded = found_earlier = 0
+    found = _Sorted(configs, rewriter, [reject for scan in scans for reject in scan.rejects])
+    total = sum(map(len, scans))
     with Journal(journal, look) as known:
         for entries in (window for scan in scans for window in scan.entries()):
             for entry, outcome, state in _look_at(entries, known, look, workers):
-                config, task = configs[entry.task.source], entry.task
-                judged = _judge(outcome, config, rewriter)
-                if isinstance(judged, Facts) and (mismatch := _mismatch(entry, judged)):
-                    mismatches.append(mismatch)
-                    if config.rules.mismatch == "reject":
-                        judged = (
-                            "record_mismatch",
-                            f"expected {mismatch.told}, as its record says, found {mismatch.found}.",
-                        )
-                if isinstance(judged, Facts):
-                    rows.add(task, judged)
-                else:
-                    rejects.append(Reject(task.source, task.path, *judged))
-                done, decoded, found_earlier = done + 1, decoded + (state == "new"), found_earlier + (state == "known")
+                found.add(entry, outcome, state)
                 if progress is not None:
-                    progress(done, total)
+                    progress(found.states.total(), total)
         known.prune()
-    table, copies = _without_copies(rows.table(), duplicates, rejects)
+    table, copies = without_copies(found.rows.table(), duplicates, found.rejects)
     told = _categories(table, sum((scan.categories for scan in scans), Counter()), rewriter, named)
     is_untagged = pc.equal(pc.list_value_length(table["tags"]), 0)
     roots = tuple(config.folder for config in configs)
-    columns = [*SCHEMA.names, *(ARCHIVE_SCHEMA.names if table["archive"].null_count < len(table) else ())]
     return IngestResult(
-        manifest=Manifest(table.select(columns), roots, background, {"pictures_found": total}, told),
-        rejects=sorted(rejects),
+        manifest=Manifest(table.select(manifest_columns(table)), roots, background, {"pictures_found": total}, told),
+        rejects=sorted(found.rejects),
         captions_missing=pc.sum(pc.invert(table["captioned"])).as_py() or 0,
         captions_empty=pc.sum(pc.and_(table["captioned"], is_untagged)).as_py() or 0,
         captions_doubled=sum(scan.captions_doubled for scan in scans),
@@ -226,16 +191,66 @@ def ingest(
         repeats={scan.root / folder: count for scan in scans for folder, count in sorted(scan.repeats.items())},
         records_unused=sum(scan.records_unused for scan in scans),
         copies=copies,
-        mismatches=sorted(mismatches),
-        decoded=decoded,
-        found_earlier=found_earlier,
+        mismatches=sorted(found.mismatches),
+        decoded=found.states["new"],
+        found_earlier=found.states["known"],
     )
+
+
+def _scan(configs: Sequence[SourceConfig], workers: int, progress: Progress | None) -> list[SourceScan]:
+    """What each source holds.
+
+    Raises: DataError if that is nothing at all.
+    """
+    scans: list[SourceScan] = []
+    for index, config in enumerate(configs):
+        before = sum(map(len, scans))
+
+        def told(count: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + count, 0)
+
+        scans.append(scan_source(index, config, workers, told))
+    if not any(len(scan) or scan.rejects for scan in scans):
+        folders = ", ".join(str(config.folder) for config in configs)
+        raise DataError(f"expected pictures (PNG, JPEG, WebP), found none below {folders}.")
+    return scans
+
+
+State: TypeAlias = Literal["new", "known", "unread"]
+"""Of an entry: looked at now, in an earlier run, or not at all."""
+
+
+class _Sorted:
+    """Pictures as they come: rows, rejects, and those that are not what their records say."""
+
+    def __init__(self, configs: Sequence[SourceConfig], rewriter: TagRewriter, rejects: list[Reject]) -> None:
+        self._configs, self._rewriter = configs, rewriter
+        self.rows, self.rejects = Rows(), rejects
+        self.mismatches: list[MismatchLine] = []
+        self.states: Counter[State] = Counter()
+
+    def add(self, entry: Entry, outcome: Outcome, state: State) -> None:
+        self.states[state] += 1
+        config = self._configs[entry.task.source]
+        judged = _judge(outcome, config, self._rewriter)
+        if isinstance(judged, Facts) and (mismatch := _mismatch(entry, judged)):
+            self.mismatches.append(mismatch)
+            if config.rules.mismatch == "reject":
+                judged = (
+                    "record_mismatch",
+                    f"expected {mismatch.told}, as its record says, found {mismatch.found}.",
+                )
+        if isinstance(judged, Facts):
+            self.rows.add(entry, judged)
+        else:
+            self.rejects.append(Reject(entry.task.source, entry.task.path, *judged))
 
 
 def _look_at(
     entries: Sequence[Entry], journal: Journal, look: Look, workers: int
-) -> Iterator[tuple[Entry, Outcome, Literal["new", "known", "unread"]]]:
-    """Each entry in its order, what there is to see, and whether it was looked at now, in an earlier run, or not."""
+) -> Iterator[tuple[Entry, Outcome, State]]:
+    """Each entry in its order, and what there is to see."""
     known = journal.find([entry.stamp for entry in entries], [entry.task.md5 for entry in entries])
     new = [entry for entry, found in zip(entries, known, strict=True) if found is None and entry.fault is None]
     # The pool starts anew for each window: a second or two in some minutes of decoding.
@@ -263,9 +278,9 @@ def _with_tags(task: ImageTask, outcome: Outcome) -> Outcome:
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
-def _mismatch(entry: Entry, facts: Facts) -> "MismatchLine | None":
+def _mismatch(entry: Entry, facts: Facts) -> MismatchLine | None:
     """What the record says of the picture, if that is not so; sides count either way up, for EXIF turns pictures."""
-    height, width, file_ext = entry.claims
+    height, width, file_ext, *_ = entry.claims
     told, found = [], []
     if height and width and sorted((height, width)) != sorted((facts.height, facts.width)):
         told.append(f"{height}×{width}")
@@ -345,131 +360,3 @@ def _check_output(path: Path, sources: Iterable[SourceConfig], lists: TagLists) 
     for written in (path, rejects_path(path), copies_path(path), mismatches_path(path), journal_path(path)):
         if written.resolve() in [each.resolve() for each in read]:
             raise ConfigError(f"manifest: {written} would take the place of a file that is read: give another name.")
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
-
-_BATCH = 8_192
-
-
-class _Rows:
-    """Collects rows in Arrow batches, so that six million pictures are not six million objects."""
-
-    def __init__(self) -> None:
-        more = [("captioned", pa.bool_()), ("profile_ignored", pa.bool_()), ("perceptual_hash", pa.uint64())]
-        columns = (column for column in SCHEMA if column.name != "id")
-        self._schema = pa.schema([*columns, *ARCHIVE_SCHEMA, *more])
-        self._columns: dict[str, list[object]] = {name: [] for name in self._schema.names}
-        self._batches: list[pa.Table] = []
-
-    def add(self, task: ImageTask, facts: Facts) -> None:
-        tagged = {"tags": facts.tags.tags, "kept_tags": facts.tags.kept}
-        captioned = {"captioned": task.sidecar is not None or task.text is not None}
-        row = task._asdict() | facts._asdict() | tagged | captioned
-        for name, values in self._columns.items():
-            values.append(row[name])
-        if len(self._columns["path"]) == _BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._batches.append(pa.table(self._columns, schema=self._schema))
-        for values in self._columns.values():
-            values.clear()
-
-    def table(self) -> pa.Table:
-        """All rows; their ids are given when it is known which of them stay."""
-        self._flush()
-        return pa.concat_tables(self._batches)
-
-
-class MismatchLine(NamedTuple):
-    """A picture that is not what its record says, as .mismatches.csv has it."""
-
-    source: int
-    path: str
-    told: str
-    found: str
-
-
-class CopyLine(NamedTuple):
-    """A picture that is there more than once, as .duplicates.csv has it."""
-
-    source: int
-    path: str
-    kind: str
-    """exact or near"""
-    distance: int
-    """bits in which the perceptual hashes differ"""
-    kept_source: int
-    kept_path: str
-    dropped: bool
-
-
-def _without_copies(table: pa.Table, config: DuplicateConfig, rejects: list[Reject]) -> tuple[pa.Table, list[CopyLine]]:
-    """(the rows that stay, with their ids; the copies found). Copies that are dropped are added to `rejects`."""
-    pixels = table["height"].to_numpy().astype(np.int64) * table["width"].to_numpy()
-    copies = find_copies(table["sha256"], table["perceptual_hash"].to_numpy(), pixels, config)
-    sources, paths = table["source"].combine_chunks(), table["path"].combine_chunks()
-    stays = np.ones(len(table), bool)
-    lines = []
-    for row, kept, kind, distance in copies:
-        dropped = "drop" in (config.exact if kind == "exact" else config.near)
-        line = CopyLine(
-            sources[row].as_py(),
-            paths[row].as_py(),
-            kind,
-            distance,
-            sources[kept].as_py(),
-            paths[kept].as_py(),
-            dropped,
-        )
-        lines.append(line)
-        if dropped:
-            stays[row] = False
-            where = f"{line.kept_path} of source {line.kept_source}"
-            sentence = (
-                f"it has the bytes of {where}." if kind == "exact" else f"it looks like {where} ({distance} bits)."
-            )
-            rejects.append(
-                Reject(line.source, line.path, "duplicate" if kind == "exact" else "near_duplicate", sentence)
-            )
-    kept_rows = table.filter(pa.array(stays))
-    return kept_rows.add_column(0, SCHEMA.field("id"), _ids(kept_rows["sha256"])), lines
-
-
-def _ids(digests: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The digests' first 16 digits, made unique by "-2", "-3", … in row order."""
-    short = pc.utf8_slice_codeunits(digests, 0, 16)
-    values, counts = pc.value_counts(short).flatten() if len(short) else (pa.array([]), pa.array([]))
-    repeated = values.filter(pc.greater(counts, 1))
-    if not len(repeated):
-        return short
-    texts = short.to_pylist()
-    seen: Counter[str] = Counter()
-    for row in np.flatnonzero(pc.is_in(short, value_set=repeated).to_numpy()).tolist():
-        digest = texts[row]
-        seen[digest] += 1
-        if seen[digest] > 1:
-            texts[row] = f"{digest}-{seen[digest]}"
-    return pa.chunked_array([pa.array(texts, pa.string())])
-
-
-# --- copies -----------------------------------------------------------------------------------------------------------
-
-
-COPY_COLUMNS = ("source", "path", "kind", "distance", "kept_source", "kept_path", "dropped")
-"""of .duplicates.csv"""
-
-
-def _write_copies(result: IngestResult, path: Path) -> None:
-    roots = [printable(str(root)) for root in result.manifest.sources]
-    lines = (
-        (roots[source], *middle, roots[kept], path, dropped) for source, *middle, kept, path, dropped in result.copies
-    )
-    write_csv(path, COPY_COLUMNS, lines)
-
-
-def _write_mismatches(result: IngestResult, path: Path) -> None:
-    roots = [str(root) for root in result.manifest.sources]
-    lines = ((roots[source], *texts) for source, *texts in result.mismatches)
-    write_csv(path, ["source", "path", "record", "file"], lines)

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int, UInt8, UInt64
 
-from sumizome.data.shards import INDEX_SCHEMA, Fingerprint, UnitRecord, unit_paths
+from sumizome.data.latent_plan import Fingerprint
+from sumizome.data.shards import INDEX_SCHEMA, UnitRecord, unit_paths
 from sumizome.data.tag_codes import CodedTags
 from sumizome.errors import ShardError
 
@@ -129,11 +130,6 @@ class LatentIndex:
             lengths.append(np.diff(mine, prepend=start).astype(np.int32))
             parts.append(codes[start : int(mine[-1])])
         return CodedTags(pa.array(self.vocabulary.tolist(), pa.string()), tuple(lengths), tuple(parts))
-
-    def table(self, rows: Int[np.ndarray, " b"]) -> pa.Table:
-        """Columns `tags` and `repeats` of some rows, as `tags.tag_loss_weights` takes them."""
-        tags = pa.array(self.tag_lists(rows), pa.list_(pa.string()))
-        return pa.table({"tags": tags, "repeats": np.asarray(self.repeats[rows])})
 
 
 def picture_hashes(ids: Iterable[str]) -> UInt64[np.ndarray, " n"]:

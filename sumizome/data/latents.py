@@ -22,19 +22,11 @@ from jaxtyping import Float16, Int
 
 from sumizome.data.index_cache import default_folder, mapped_index
 from sumizome.data.latent_index import LatentIndex, column_parts, join_parts, load_unit_index
+from sumizome.data.latent_plan import CachePlan, Fingerprint, differences, load_plan
 from sumizome.data.remote_shards import RemoteShards
 from sumizome.data.shard_cache import CacheConfig, RemoteShard, ShardCache
 from sumizome.data.shard_files import LocalShards, ShardSource
-from sumizome.data.shards import (
-    CachePlan,
-    Fingerprint,
-    UnitRecord,
-    differences,
-    load_plan,
-    tensor_name,
-    unit_paths,
-    verify_unit,
-)
+from sumizome.data.shards import UnitRecord, tensor_name, unit_paths, verify_unit
 from sumizome.data.store import Store, is_remote, open_store
 from sumizome.data.unit_mirror import mirror_units
 from sumizome.errors import ConfigError, ShardError

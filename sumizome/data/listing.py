@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.picture_list import Picture, PictureList, stem
 
 __all__ = [
@@ -56,9 +56,19 @@ class Listing:
     """files that are none of these, nor a caption"""
 
 
-def list_folder(root: Path, reject: RejectCall, sidecars: tuple[str, ...], *, appended: bool = False) -> Listing:
-    """The files below `root`. Captions are files whose suffix is one of `sidecars`, in place of the picture's or, if
-    `appended`, after it. The pictures are in the order of the disk, not yet closed."""
+def list_folder(
+    root: Path,
+    reject: RejectCall,
+    sidecars: tuple[str, ...],
+    *,
+    appended: bool = False,
+    told: Callable[[int], object] = lambda _: None,
+) -> Listing:
+    """The files below `root`; `told` hears after each folder how many pictures there are so far.
+
+    Captions are files whose suffix is one of `sidecars`, in place of the picture's or, if `appended`, after it. The
+    pictures are in the order of the disk, not yet closed.
+    """
     listing = Listing()
     folders = [""]
     while folders:
@@ -78,6 +88,7 @@ def list_folder(root: Path, reject: RejectCall, sidecars: tuple[str, ...], *, ap
             else:
                 files[path] = entry
         _Folder(root, files, reject, sidecars, appended).sort_into(listing)
+        told(listing.pictures.added)
     return listing
 
 

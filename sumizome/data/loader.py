@@ -22,7 +22,7 @@ from sumizome.data.buckets import bucket_classes
 from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
 from sumizome.data.latent_index import LatentIndex
 from sumizome.data.latents import LatentCache
-from sumizome.data.tag_table import load_tag_table
+from sumizome.data.tag_table import with_tag_table
 from sumizome.data.tags import GENERAL, TagWeightConfig, loss_weights
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
@@ -111,21 +111,12 @@ def build_loader(
     Raises: ConfigError, DataError if nothing can be trained so.
     """
     categories = cache.plan.categories if categories is None else categories
-    tag_weights, given = tag_weights or TagWeightConfig(), None
-    if tag_weights.table is not None:
-        edited = load_tag_table(tag_weights.table)
-        categories, given = {**categories, **edited.categories}, edited.weights
+    tag_weights = tag_weights or TagWeightConfig()
+    categories, given = with_tag_table(categories, tag_weights.table)
     if min(prefetch, workers) < 0:
         raise ConfigError(f"prefetch {prefetch} and workers {workers} must be at least 0")
     check_world(micro_batches_per_step, world)
-    # Rows that are planned are pictures; which of its variants a showing takes is chosen when it is made.
-    pictures = cache.index.pictures()
-    hashes = cache.index.picture_hash[pictures] if cache.index.variants > 1 else cache.index.picture_hash
-    train, validation = (pictures[chosen] for chosen in split_validation(hashes, validation_count))
-    if leave_out is not None:
-        train = train[~np.isin(cache.index.picture_hash[train], leave_out)]
-    repeats = np.zeros(len(cache), cache.index.repeats.dtype)
-    repeats[train] = cache.index.repeats[train]
+    repeats, validation = _repeats(cache.index, validation_count, leave_out)
     plan = BatchPlan(
         cache.index.bucket,
         repeats,
@@ -148,6 +139,23 @@ def build_loader(
         rank=rank,
         world=world,
     )
+
+
+def _repeats(
+    index: LatentIndex, validation_count: int, leave_out: UInt64[np.ndarray, " k"] | None
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " v"]]:
+    """(times that an epoch shows each row, rows held out).
+
+    Rows that are planned are pictures; which of its variants a showing takes is chosen when it is made.
+    """
+    pictures = index.pictures()
+    hashes = index.picture_hash[pictures] if index.variants > 1 else index.picture_hash
+    train, validation = (pictures[chosen] for chosen in split_validation(hashes, validation_count))
+    if leave_out is not None:
+        train = train[~np.isin(index.picture_hash[train], leave_out)]
+    repeats = np.zeros(len(index), index.repeats.dtype)
+    repeats[train] = index.repeats[train]
+    return repeats, validation
 
 
 def _tag_weight(
@@ -204,6 +212,12 @@ class BatchLoader:
         batches = [self._train_batch(planned) for planned in self.plan.step(step, self.rank, self.world)]
         return [batch.pinned() for batch in batches] if self.pin_memory else batches
 
+    def read_ahead(self, step: int) -> None:
+        """Begins to read the latents of a step that is to come, where they come over a network."""
+        if self.cache.shards.parallel:
+            for planned in self.plan.step(step, self.rank, self.world):
+                self.cache.prefetch(planned.rows + self._variants(self._showings(planned)))
+
     def from_step(self, step: int) -> "StepBatches":
         """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it."""
         return StepBatches(self, step, self.prefetch, self.workers)
@@ -218,9 +232,10 @@ class BatchLoader:
 
     def _train_batch(self, planned: MicroBatch) -> TrainBatch:
         index, rows = self.cache.index, planned.rows
-        epochs, ids = planned.epochs.tolist(), index.ids(rows)
-        showings = list(zip(epochs, ids, planned.repeats.tolist(), strict=True))
-        tagged = zip(index.tag_lists(rows), index.kept_tags[rows].tolist(), strict=True)
+        showings = self._showings(planned)
+        epochs, ids = [epoch for epoch, *_ in showings], [sample_id for _, sample_id, _ in showings]
+        tag_lists = index.tag_lists(rows)
+        tagged = zip(tag_lists, index.kept_tags[rows].tolist(), strict=True)
         captions = [
             build_caption(
                 tags,
@@ -236,7 +251,12 @@ class BatchLoader:
         ]
         seeds = [derive_seed(self.seed, "sample", *showing) for showing in showings]
         weights = np.ones(len(rows)) if self.tag_weight is None else self.tag_weight[rows]
-        return self._assemble(rows + self._variants(showings), ids, captions, epochs, seeds, weights)
+        return self._assemble(rows + self._variants(showings), ids, tag_lists, captions, epochs, seeds, weights)
+
+    def _showings(self, planned: MicroBatch) -> list[tuple[int, str, int]]:
+        """(epoch, id, repeat) of each sample."""
+        ids = self.cache.index.ids(planned.rows)
+        return list(zip(planned.epochs.tolist(), ids, planned.repeats.tolist(), strict=True))
 
     def _variants(self, showings: list[tuple[int, str, int]]) -> Int[np.ndarray, " b"]:
         """Which of its stored crops and flips each showing (epoch, id, repeat) is; a function of it and the seed.
@@ -252,22 +272,23 @@ class BatchLoader:
     def _validation_batch(self, rows: Int[np.ndarray, " b"]) -> TrainBatch:
         index = self.cache.index
         ids = index.ids(rows)
-        tagged = zip(index.tag_lists(rows), index.kept_tags[rows].tolist(), strict=True)
+        tag_lists = index.tag_lists(rows)
+        tagged = zip(tag_lists, index.kept_tags[rows].tolist(), strict=True)
         captions = [plain_caption(tags, kept, self.captions, categories=self.categories) for tags, kept in tagged]
         # Not the run's seed: the validation losses of two runs are to be compared.
         seeds = [derive_seed("validation", sample_id) for sample_id in ids]
-        return self._assemble(rows, ids, captions, [0] * len(ids), seeds, np.ones(len(ids)))
+        return self._assemble(rows, ids, tag_lists, captions, [0] * len(ids), seeds, np.ones(len(ids)))
 
     def _assemble(
         self,
         rows: Int[np.ndarray, " b"],
         ids: list[str],
+        tag_lists: list[list[str]],
         captions: list[str],
         epochs: list[int],
         seeds: list[int],
         weights: Float[np.ndarray, " b"],
     ) -> TrainBatch:
-        index = self.cache.index
         return TrainBatch(
             latents=self.cache.normalise(self.cache.read(rows)),
             captions=captions,
@@ -276,7 +297,7 @@ class BatchLoader:
             sample_ids=ids,
             epochs=epochs,
             seeds=torch.tensor(seeds, dtype=torch.int64),
-            tag_categories=[{self.categories.get(tag, GENERAL) for tag in tags} for tags in index.tag_lists(rows)],
+            tag_categories=[{self.categories.get(tag, GENERAL) for tag in tags} for tags in tag_lists],
         )
 
     def _time_ids(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b 6"]:
@@ -301,12 +322,18 @@ class StepBatches:
 
     def __next__(self) -> list[TrainBatch]:
         if self._pool is None:
-            return self._loader.step(next(self._steps))
+            return self._make(next(self._steps))
         while len(self._made) <= self._ahead:
-            self._made.append(self._pool.submit(self._loader.step, next(self._steps)))
+            self._made.append(self._pool.submit(self._make, next(self._steps)))
         batches = self._made[0].result()  # raises what the thread raised, and again if asked again
         self._made.popleft()
         return batches
+
+    def _make(self, step: int) -> list[TrainBatch]:
+        """A step, while what the next one needs is already under way."""
+        for coming in (step, step + 1):
+            self._loader.read_ahead(coming)
+        return self._loader.step(step)
 
     def close(self) -> None:
         """Stops the threads; what it made ahead is dropped."""

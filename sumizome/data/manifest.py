@@ -9,31 +9,40 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
 from sumizome.data.byte_range import ByteRange
-from sumizome.data.images import MAX_SIDE, WHITE, Colour, ImageRejected
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import MAX_SIDE, WHITE, Colour
 from sumizome.data.rows_digest import RowsDigest
 from sumizome.errors import ManifestError
 from sumizome.files import write_atomically
 
 __all__ = [
     "ARCHIVE_SCHEMA",
+    "ARCHIVE_VERSION",
     "MANIFEST_VERSION",
+    "MAX_RATING_LENGTH",
+    "RECORD_SCHEMA",
+    "RECORD_VERSION",
     "SCHEMA",
     "Manifest",
+    "ManifestRows",
     "check_ids",
     "check_values",
     "load_manifest",
+    "picture_place",
+    "picture_sizes",
     "read_header",
     "refusing_damage",
     "seal_of",
@@ -45,6 +54,8 @@ MANIFEST_VERSION = 1
 ARCHIVE_VERSION = 2
 """of a manifest with pictures in tars: has the columns of `ARCHIVE_SCHEMA`, too. Without any, a manifest is of
 version 1, byte for byte as before"""
+RECORD_VERSION = 3
+"""of one of which records told a rating or a score: has those of `ARCHIVE_SCHEMA` and of `RECORD_SCHEMA`, too"""
 
 SCHEMA = pa.schema(
     [
@@ -71,6 +82,16 @@ ARCHIVE_SCHEMA = pa.schema(
     ]
 )
 
+RECORD_SCHEMA = pa.schema(
+    [
+        # As the picture's record has them; null where it says nothing. Training needs neither.
+        pa.field("rating", pa.string()),  # in lower case
+        pa.field("score", pa.float64()),
+    ]
+)
+
+MAX_RATING_LENGTH = 64
+
 _METADATA_KEY = b"sumizome"
 
 _LAYOUT: Mapping[str, Any] = {
@@ -84,7 +105,8 @@ _LAYOUT: Mapping[str, Any] = {
 
 def schema_of(version: int) -> pa.Schema:
     """The columns of a manifest of this version."""
-    return pa.schema([*SCHEMA, *ARCHIVE_SCHEMA]) if version == ARCHIVE_VERSION else SCHEMA
+    more = [[], ARCHIVE_SCHEMA, [*ARCHIVE_SCHEMA, *RECORD_SCHEMA]][version - 1]
+    return pa.schema([*SCHEMA, *more])
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +114,8 @@ class Manifest:
     """The rows, and where their files lie."""
 
     table: pa.Table
-    """columns of `SCHEMA`, then those of `ARCHIVE_SCHEMA` if pictures lie in tars; sorted by (source, path)"""
+    """columns of `SCHEMA`, then those of `ARCHIVE_SCHEMA` if pictures lie in tars, then those of `RECORD_SCHEMA` if
+    records told them; sorted by (source, path)"""
     sources: tuple[Path, ...]
     """the absolute folders that `source` points into"""
     background: Colour = WHITE
@@ -105,19 +128,26 @@ class Manifest:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the rows, the background and the tags' categories.
 
         The same rows give the same digest however they are chunked, written or read. The sources' absolute paths are
         left out, so that moving a folder does not invalidate what was made from it.
         """
+        return self.digests[0]
+
+    @cached_property
+    def digests(self) -> tuple[str, str]:
+        """(`digest`, the digest of what records say and training does not need)."""
         rows = RowsDigest(self.version)
         rows.update(self.table)
-        return rows.hexdigest(self.background, self.categories)
+        return rows.hexdigest(self.background, self.categories), rows.records_hexdigest()
 
     @property
     def version(self) -> int:
+        if RECORD_SCHEMA.names[0] in self.table.schema.names:
+            return RECORD_VERSION
         return ARCHIVE_VERSION if ARCHIVE_SCHEMA.names[0] in self.table.schema.names else MANIFEST_VERSION
 
     @property
@@ -125,27 +155,72 @@ class Manifest:
         """The columns of a manifest of this version."""
         return schema_of(self.version)
 
-    def image_path(self, row: int) -> Path:
-        """The absolute path of a row's file; of a member of a tar, what it is called, not a file's path."""
-        source: int = self.table["source"][row].as_py()
-        return self.sources[source] / str(self.table["path"][row])
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers."""
+        return np.asarray(self.table[name].to_numpy())
+
+    def parts(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """These columns of all rows; of a manifest in a file (`stored_manifest`), some rows at a time."""
+        yield self.table.select(list(names))
+
+    def take(self, rows: Int[np.ndarray, " n"], names: Sequence[str] | None = None) -> pa.Table:
+        """These rows in this order, whole or some columns of them."""
+        return self.table.select(self.schema.names if names is None else list(names)).take(pa.array(rows))
 
     def picture(self, row: int) -> Path | ByteRange:
-        """Where a row's bytes are, for `open_image`: a file, or a stretch of a tar.
+        """Where a row's bytes are: see `picture_place`."""
+        return picture_place(self.table, row, self.sources)
 
-        Raises: ImageRejected("link_outside") if a link leads to something that is not its source's.
-        """
-        source: Path = self.sources[self.table["source"][row].as_py()]
-        path, archive = str(self.table["path"][row]), None
-        if self.version == ARCHIVE_VERSION:
-            archive = self.table["archive"][row].as_py()
-        file: Path = source / (path if archive is None else archive)
-        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(source)):
-            raise ImageRejected("link_outside", f"expected a file of {source}, found a link out of it: {path}.")
-        if archive is None:
-            return file
-        offset, size = (int(self.table[name][row].as_py()) for name in ("offset", "file_bytes"))
-        return ByteRange(file, offset, size, path.removeprefix(f"{archive}/"))
+
+@runtime_checkable
+class ManifestRows(Protocol):
+    """A sound manifest, in memory (`Manifest`) or in its file (`stored_manifest.StoredManifest`)."""
+
+    @property
+    def sources(self) -> tuple[Path, ...]: ...
+
+    @property
+    def background(self) -> Colour: ...
+
+    @property
+    def categories(self) -> Mapping[str, str]: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> np.ndarray: ...
+
+    def parts(self, names: Sequence[str]) -> Iterator[pa.Table]: ...
+
+    def take(self, rows: Int[np.ndarray, " n"], names: Sequence[str] | None = None) -> pa.Table: ...
+
+
+def picture_sizes(manifest: ManifestRows) -> Int[np.ndarray, "n 2"]:
+    """(height, width) of each picture, px, int64."""
+    return np.stack([manifest.column(side).astype(np.int64) for side in ("height", "width")], axis=1)
+
+
+def picture_place(rows: pa.Table, row: int, sources: Sequence[Path]) -> Path | ByteRange:
+    """Where the bytes of a row are, for `open_image`: a file, or a stretch of a tar.
+
+    Raises: ImageRejected("link_outside") if a link leads to something that is not its source's.
+    """
+    source: Path = sources[rows["source"][row].as_py()]
+    path, archive = str(rows["path"][row]), None
+    if "archive" in rows.schema.names:
+        archive = rows["archive"][row].as_py()
+    file: Path = source / (path if archive is None else archive)
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(source)):
+        raise ImageRejected("link_outside", f"expected a file of {source}, found a link out of it: {path}.")
+    if archive is None:
+        return file
+    offset, size = (int(rows[name][row].as_py()) for name in ("offset", "file_bytes"))
+    return ByteRange(file, offset, size, path.removeprefix(f"{archive}/"))
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -181,7 +256,7 @@ def tags_by_category(categories: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _seal(header: Mapping[str, Any], manifest: Manifest) -> str:
     """SHA-256 over header and rows: parquet notices many a flipped bit, and reads some as another tag or colour."""
-    return seal_of(header, manifest.digest)
+    return seal_of(header, "".join(manifest.digests))
 
 
 def seal_of(header: Mapping[str, Any], digest: str) -> str:
@@ -247,9 +322,9 @@ def read_header(schema: pa.Schema, path: Path) -> dict[str, Any]:
         well_formed = _is_header(header)
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"expected the manifest's header as JSON, found it damaged in {path}.") from error
-    if type(version) is not int or version not in (MANIFEST_VERSION, ARCHIVE_VERSION):
+    if type(version) is not int or not MANIFEST_VERSION <= version <= RECORD_VERSION:
         raise ManifestError(
-            f"expected a manifest of version {MANIFEST_VERSION} or {ARCHIVE_VERSION}, found version {version!r} in "
+            f"expected a manifest of version {MANIFEST_VERSION} to {RECORD_VERSION}, found version {version!r} in "
             f"{path}: run `sumizome ingest` again."
         )
     if not well_formed:
@@ -335,6 +410,11 @@ def _row_rules(table: pa.Table, source_count: int) -> Iterable[tuple[str, Any, s
         yield name, (side < 1) | (side > MAX_SIDE), f"1 to {MAX_SIDE} px"
     if "archive" in table.schema.names:
         yield from _archive_rules(table)
+    if "score" in table.schema.names:
+        finite = pc.fill_null(pc.is_finite(table["score"]), True)
+        yield "score", ~finite.to_numpy(), "a finite number"
+        length = pc.fill_null(pc.utf8_length(table["rating"]), 1).to_numpy()
+        yield "rating", (length < 1) | (length > MAX_RATING_LENGTH), f"1 to {MAX_RATING_LENGTH} characters"
     kept, lengths = table["kept_tags"].to_numpy(), pc.list_value_length(table["tags"]).to_numpy()
     yield "kept_tags", (kept < 0) | (kept > lengths), "at most the number of tags"
     yield "repeats", table["repeats"].to_numpy() < 1, "at least 1"

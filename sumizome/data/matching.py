@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sumizome.data.byte_range import ByteRange
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.picture_list import NameIndex, PictureList, Strings, path_names, stem, stem_names
 from sumizome.data.records import Record, Row, build_record, parse_object, read_rows, row_keys
 from sumizome.data.rules import check_rating
@@ -51,7 +51,7 @@ class Matches:
         """records of pictures that are not there"""
         self.categories: Counter[tuple[str, str]] = Counter()
         """(tag, category) → wanted records that say so"""
-        self.texts, self.md5s, self.file_exts = Strings(), Strings(), Strings()
+        self.texts, self.md5s, self.file_exts, self.ratings = Strings(), Strings(), Strings(), Strings()
         self.scores, self.years = array("d"), array("h")
         self.heights, self.widths = array("i"), array("i")
         self._known: dict[Fault, Fault] = {}
@@ -85,8 +85,10 @@ class Matches:
         self.place[pictures] = len(self.scores)
         for _ in pictures:
             self.categories.update(record.categories)
-        for texts, value in ((self.texts, record.text), (self.md5s, record.md5), (self.file_exts, record.file_ext)):
-            texts.append(value)
+        self.texts.append(record.text)
+        self.md5s.append(record.md5)
+        self.file_exts.append(record.file_ext)
+        self.ratings.append(record.rating or "")
         self.scores.append(np.nan if record.score is None else record.score)
         self.years.append(record.year or 0)
         self.heights.append(record.height)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.matching import Matches
 from sumizome.data.picture_list import NameIndex, PictureList, path_names
 from sumizome.data.records import Record, Row, build_record, read_rows, row_keys

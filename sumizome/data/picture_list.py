@@ -78,10 +78,12 @@ class PictureList:
         self._columns = {name: array("q") for name in (*_NUMBERS, "repeats")}
         self.paths: pa.ChunkedArray = pa.chunked_array([], pa.large_string())
         self.columns: dict[str, NDArray[np.int64]] = {}
+        self.added = 0
 
     def add(self, picture: Picture) -> None:
         if picture.sidecar not in self._suffixes:
             self._suffixes.append(picture.sidecar)
+        self.added += 1
         self._paths.append(picture.path)
         values = (
             picture.size,

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.source_config import Columns
 from sumizome.data.tags import normalise_tag
 from sumizome.errors import ConfigError, DataError

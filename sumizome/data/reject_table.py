@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sumizome.data.csv_table import unguard, write_csv
-from sumizome.data.sources import Reject, printable
+from sumizome.data.listing import printable
+from sumizome.data.tasks import Reject
 from sumizome.errors import DataError
 
 __all__ = ["RejectLine", "read_rejects", "write_rejects"]

@@ -18,17 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
-from sumizome.data.manifest import Manifest
-from sumizome.data.shards import (
-    INDEX_SCHEMA,
-    CachePlan,
-    Fingerprint,
-    UnitRecord,
-    commit_index,
-    unit_paths,
-    verify_own,
-    verify_unit,
-)
+from sumizome.data.latent_plan import CachePlan, Fingerprint
+from sumizome.data.manifest import ManifestRows
+from sumizome.data.shards import INDEX_SCHEMA, UnitRecord, commit_index, unit_paths, verify_own, verify_unit
 from sumizome.errors import ShardError
 
 __all__ = ["Stock", "Waste", "commit_kept", "find_stock", "own_units", "remove_unused"]
@@ -72,7 +64,7 @@ def own_units(root: Path) -> list[int]:
 
 
 def find_stock(
-    root: Path, fingerprint: Fingerprint, manifest: Manifest, units: Iterable[int], verify: Literal["full", "size"]
+    root: Path, fingerprint: Fingerprint, manifest: ManifestRows, units: Iterable[int], verify: Literal["full", "size"]
 ) -> Stock:
     """What these units hold of the manifest's pictures. A picture that several hold counts in the first."""
 
@@ -97,7 +89,7 @@ def find_stock(
         nothing = np.zeros(0, np.int64)
         return Stock(records, nothing, nothing, nothing, damaged)
     held = pa.concat_tables(tables)
-    place, same = _match(held, manifest.table)
+    place, same = _match(held, pa.concat_tables(manifest.parts(["id", "sha256"])))
     counts = [len(table) for table in tables]
     unit = np.repeat(np.fromiter(whole, np.int64), counts)
     entry = np.concatenate([np.arange(count) for count in counts])
@@ -115,7 +107,7 @@ def _match(held: pa.Table, wanted: pa.Table) -> tuple[Int[np.ndarray, " n"], Boo
     return place, np.asarray(pc.fill_null(same, False).to_numpy(zero_copy_only=False), bool)
 
 
-def commit_kept(root: Path, plan: CachePlan, stock: Stock, manifest: Manifest) -> None:
+def commit_kept(root: Path, plan: CachePlan, stock: Stock, manifest: ManifestRows) -> None:
     """Writes the generation's own index of each unit that it goes on with: its pictures, as the manifest has them now.
 
     Those that are there and whole stay. Raises: DataError if the disk cannot be written.
@@ -139,7 +131,7 @@ def _index(
     unit: int,
     entry: Int[np.ndarray, " n"],
     place: Int[np.ndarray, " n"],
-    manifest: Manifest,
+    manifest: ManifestRows,
 ) -> pa.Table:
     if len(entry) == 0:
         return INDEX_SCHEMA.empty_table()
@@ -148,7 +140,7 @@ def _index(
     rows = (entry[order, None] * variants + np.arange(variants)).reshape(-1)
     _, path, _ = unit_paths(root, unit)
     index = pq.read_table(path, schema=INDEX_SCHEMA).take(pa.array(rows))
-    now = manifest.table.take(pa.array(np.repeat(place[order], variants)))
+    now = manifest.take(np.repeat(place[order], variants), ["tags", "kept_tags", "repeats"])
     for name in ("tags", "kept_tags", "repeats"):
         index = index.set_column(INDEX_SCHEMA.get_field_index(name), INDEX_SCHEMA.field(name), now[name])
     return index

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["ARCHIVE_COLUMNS", "COLUMNS", "RowsDigest"]
+__all__ = ["ARCHIVE_COLUMNS", "COLUMNS", "RECORD_COLUMNS", "RowsDigest"]
 
 COLUMNS = (
     "id", "source", "path", "sha256", "file_bytes", "format", "height", "width", "tags", "kept_tags", "repeats",
@@ -24,37 +24,49 @@ ARCHIVE_COLUMNS = ("archive", "offset")
 """which the second version of the manifest has, too"""
 
 
+RECORD_COLUMNS = ("rating", "score")
+"""which the third version has, too; they decide nothing in training, and so are not in its digest"""
+
+
 class RowsDigest:
     """Feed it the rows in order with `update`, whole columns of a part at a time; then ask for `hexdigest`."""
 
     def __init__(self, version: int) -> None:
-        self._version = version
-        names = COLUMNS if version == 1 else COLUMNS + ARCHIVE_COLUMNS
+        names = COLUMNS + ARCHIVE_COLUMNS * (version > 1) + RECORD_COLUMNS * (version > 2)
         self._columns: dict[str, _ColumnHash] = {
             name: _ListHash() if name == "tags" else _StringHash() if name in _STRINGS else _NumberHash()
             for name in names
         }
+        self._in_tars = version == 2
+        """The third version may have no tar: then its rows have the digest of the first."""
 
     def update(self, table: pa.Table) -> None:
         """Takes in the next rows; strings may be dictionary-encoded."""
         for name, column in self._columns.items():
             for chunk in table[name].chunks:
                 if len(chunk):
-                    column.update(pc.fill_null(chunk, _NO_ARCHIVE[name]) if name in _NO_ARCHIVE else chunk)
+                    column.update(pc.fill_null(chunk, _NULL[name]) if name in _NULL else chunk)
+        if "archive" in self._columns:
+            self._in_tars = self._in_tars or table["archive"].null_count < len(table)
 
     def hexdigest(self, background: Sequence[int], categories: Mapping[str, str]) -> str:
         """Over the rows, the background and the tags' categories."""
-        digest = hashlib.sha256(f"manifest {self._version} {tuple(background)}".encode())
-        for name, column in self._columns.items():
-            digest.update(f"\x1f{name}\x1f".encode() + column.digest())
+        digest = hashlib.sha256(f"manifest {1 + self._in_tars} {tuple(background)}".encode())
+        for name in COLUMNS + ARCHIVE_COLUMNS * self._in_tars:
+            digest.update(f"\x1f{name}\x1f".encode() + self._columns[name].digest())
         if categories:
             digest.update(json.dumps(sorted(categories.items())).encode())
         return digest.hexdigest()
 
+    def records_hexdigest(self) -> str:
+        """Over what records say and training does not need; "" for a manifest without them."""
+        parts = [self._columns[name].digest() for name in RECORD_COLUMNS if name in self._columns]
+        return hashlib.sha256(b"".join(parts)).hexdigest() if parts else ""
 
-_STRINGS = {"id", "path", "sha256", "format", "archive"}
 
-_NO_ARCHIVE = {"archive": "\0", "offset": -1}
+_STRINGS = {"id", "path", "sha256", "format", "archive", "rating"}
+
+_NULL = {"archive": "\0", "offset": -1, "rating": "\0", "score": float("nan")}
 """what stands for null: values that no row can have"""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.records import Record
 from sumizome.data.source_config import PictureRules, TagLists
 from sumizome.data.tags import MAX_TAGS, ParsedTags, normalise_tag

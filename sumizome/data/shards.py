@@ -1,7 +1,8 @@
 """Latent shards: the files that hold what the VAE made of the pictures, written in units and verified.
 
-Owns the format, the fingerprint and the checks. Knows no VAE and no pixels; `latents` reads what this commits. The
-invariant: a unit counts once its commit record, written last, is there; and nothing is read that does not match it.
+Owns the units' format and the checks; the plan is `latent_plan`'s. Knows no VAE and no pixels; `latents` reads what
+this commits. The invariant: a unit counts once its commit record, written last, is there; and nothing is read that does
+not match it.
 
     latents.json                    fingerprint, plan, the command that made it, the tags' categories; written last
     latents.next.json               the same of a preparation that is not finished
@@ -15,12 +16,10 @@ A changed manifest makes a new generation. The three files of a unit never chang
 generation's own indexes say which of the latents it uses, and what it calls them.
 """
 
-import hashlib
 import io
-import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,31 +29,24 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float16
 from safetensors.numpy import save
 
-from sumizome.data.manifest import tags_by_category
-from sumizome.data.sources import Reject
+from sumizome.data.latent_plan import CachePlan
+from sumizome.data.sealed_json import read_sealed_json, write_file, write_sealed_json
+from sumizome.data.tasks import Reject
 from sumizome.errors import ShardError
-from sumizome.files import sha256_of, write_atomically
+from sumizome.files import sha256_of
 
 __all__ = [
     "INDEX_SCHEMA",
-    "CachePlan",
-    "Fingerprint",
     "UnitRecord",
     "commit_index",
     "commit_unit",
     "crc32",
-    "differences",
     "latent_fault",
-    "load_plan",
-    "plan_path",
     "tensor_name",
     "unit_paths",
     "verify_own",
     "verify_unit",
-    "write_plan",
 ]
-
-FORMAT_VERSION = 2
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -77,169 +69,6 @@ INDEX_SCHEMA = pa.schema(
 
 MAX_HALF = 65504.0
 """The largest finite float16; SDXL's raw latents stay below about 40."""
-
-# ── What made the latents ──
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """Everything that decides a cache's content: caches of one fingerprint hold the same numbers and tags."""
-
-    vae_digest: str
-    """SHA-256 of the VAE's weights and statistics."""
-    vae_factor: int
-    """Pixels per latent along one side."""
-    latent_mean: tuple[float, ...]
-    """normalised = (raw − mean) / std, per channel."""
-    latent_std: tuple[float, ...]
-    buckets: tuple[tuple[int, int], ...]
-    """The bucket table, (height, width) in pixels."""
-    max_aspect_error: float
-    crop: str
-    crop_seed: int
-    resize: str
-    """`canvas.RESIZE_VERSION`."""
-    manifest_digest: str
-    """Which pictures and tags there are. It decides no latent: those of a picture that stays are kept."""
-    background: tuple[int, int, int] = (255, 255, 255)
-    """What transparent pictures were composited on."""
-    precision: str = "float32"
-    """Of the VAE's arithmetic."""
-    crops: int = 1
-    """Random crops stored of each picture."""
-    flip: bool = False
-    """Each crop is stored mirrored, too."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 hex; each unit carries it. A run goes on only with the same."""
-        return _digest(asdict(self))
-
-    @property
-    def latents_digest(self) -> str:
-        """SHA-256 hex of what decides the latent of a given picture: all but the manifest."""
-        return _digest({name: value for name, value in asdict(self).items() if name != "manifest_digest"})
-
-    @property
-    def variants(self) -> int:
-        """Latents of each picture."""
-        return self.crops * (2 if self.flip else 1)
-
-
-_FIELD_NAMES = {
-    "vae_digest": "VAE (its weights or statistics)",
-    "vae_factor": "VAE (its downscale factor)",
-    "latent_mean": "latent mean",
-    "latent_std": "latent scale",
-    "buckets": "bucket table (area, step, min_side, max_side)",
-    "max_aspect_error": "max_aspect_error",
-    "crop": "crop",
-    "crop_seed": "crop_seed",
-    "resize": "code that resizes",
-    "manifest_digest": "manifest (pictures or tags)",
-    "background": "background",
-    "precision": "precision",
-    "crops": "crops",
-    "flip": "flip",
-}
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """What a latent folder is to hold, written before the first unit."""
-
-    fingerprint: Fingerprint
-    images: int
-    """Rows of the manifest; every one ends up written or rejected."""
-    unit_size: int
-    """Pictures in a unit; the last has the rest."""
-    command: str
-    """What to run to make the folder again, or to finish it."""
-    categories: Mapping[str, str] = field(default_factory=dict)
-    """tag → category, the manifest's; `manifest_digest` covers it, so it cannot be another's."""
-    generation: int = 0
-    """Counts the manifests that the folder has been prepared for."""
-    kept_units: int = 0
-    """The units below this are of earlier generations; this one has its own indexes of them."""
-    kept_images: int = 0
-    """Pictures whose latents those units hold."""
-
-    @property
-    def units(self) -> int:
-        return self.kept_units - (self.kept_images - self.images) // self.unit_size
-
-    @property
-    def new_units(self) -> range:
-        """Those that this generation makes."""
-        return range(self.kept_units, self.units)
-
-    @property
-    def remedy(self) -> str:
-        """What mends a unit, as the end of an error's sentence."""
-        return f"run `{self.command}` again: whole units are kept, this one is made anew"
-
-    def rows(self, unit: int) -> range:
-        """Which of the pictures that no kept unit holds, in the manifest's order, are those of a new unit."""
-        first = (unit - self.kept_units) * self.unit_size
-        return range(first, min(self.images - self.kept_images, first + self.unit_size))
-
-    def overlay(self, unit: int) -> int:
-        """The generation whose index of the unit counts; 0 = the unit's own."""
-        return self.generation if unit < self.kept_units else 0
-
-
-def plan_path(root: Path, *, finished: bool = True) -> Path:
-    """Where the plan of the finished latents lies, or of those that are being prepared."""
-    return root / ("latents.json" if finished else "latents.next.json")
-
-
-def write_plan(root: Path, plan: CachePlan, *, finished: bool = True) -> None:
-    """Says what the folder holds, or, not `finished`, what is being prepared in it.
-
-    Raises: DataError if the disk cannot be written.
-    """
-    content = {"format": FORMAT_VERSION, **asdict(plan), "categories": tags_by_category(plan.categories)}
-    if not plan.categories:
-        del content["categories"]
-    _write_json(plan_path(root, finished=finished), content)
-
-
-def load_plan(root: Path, *, finished: bool = True) -> CachePlan:
-    """The plan of the latents at `root`; not `finished`, of those that are being prepared there.
-
-    Raises: ShardError if there is none, it is damaged, or another version wrote it.
-    """
-    path = plan_path(root, finished=finished)
-    if not path.is_file():
-        if finished and plan_path(root, finished=False).is_file():
-            plan = load_plan(root, finished=False)
-            raise ShardError(f"{path} is missing: the latents are not finished; run `{plan.command}` again")
-        raise ShardError(f"{root} holds no {path.name}; give a folder that `sumizome prepare` wrote")
-    content = _read_json(path, "delete the folder and run `sumizome prepare` again")
-    if content.pop("format", None) != FORMAT_VERSION:
-        raise ShardError(
-            f"{path}: not of format {FORMAT_VERSION}, which this version reads; "
-            "run `sumizome prepare` again into another folder"
-        )
-    try:
-        made_by = {key: _as_tuple(value) for key, value in content.pop("fingerprint").items()}
-        categories = {tag: name for name, tags in content.pop("categories", {}).items() for tag in tags}
-        command = str(content.pop("command"))
-        plan = CachePlan(Fingerprint(**made_by), command=command, categories=categories, **content)
-        counts = (plan.generation, plan.kept_units, plan.kept_images, plan.images - plan.kept_images)
-        if min(plan.images, plan.unit_size) < 1 or min(counts) < 0:
-            raise ValueError(f"{plan.images} images in units of {plan.unit_size}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ShardError(
-            f"{path}: not what `sumizome prepare` writes ({error}); run it again into another folder"
-        ) from error
-    return plan
-
-
-def differences(found: Fingerprint, expected: Mapping[str, Any]) -> list[str]:
-    """The parts of a fingerprint that are not as expected, in words."""
-    return list(dict.fromkeys(_FIELD_NAMES[name] for name, value in expected.items() if getattr(found, name) != value))
-
 
 # ── Writing ──
 
@@ -300,8 +129,8 @@ def commit_unit(
     columns = {"variant": [0] * count, "sha256": [""] * count, **columns, "row": row, "crc32": checks}
     shard_path, index_path, record_path = unit_paths(root, unit)
     # As bytes: `save_file` makes a file that only its owner may read.
-    shard = _write(shard_path, save(tensors))
-    index = _write(index_path, _parquet(pa.table(columns, schema=INDEX_SCHEMA)))
+    shard = write_file(shard_path, save(tensors))
+    index = write_file(index_path, _parquet(pa.table(columns, schema=INDEX_SCHEMA)))
     record = UnitRecord(
         unit=unit,
         fingerprint=plan.fingerprint.digest,
@@ -312,7 +141,7 @@ def commit_unit(
         rejects=tuple(rejects),
         files={shard_path.name: shard, index_path.name: index},
     )
-    _write_json(record_path, asdict(record))
+    write_sealed_json(record_path, asdict(record))
     return record
 
 
@@ -332,11 +161,17 @@ def commit_index(root: Path, plan: CachePlan, unit: int, index: pa.Table, own: U
         planned=pictures,
         written=pictures,
         rejects=(),
-        files={**files, index_path.name: _write(index_path, _parquet(index.cast(INDEX_SCHEMA)))},
+        files={**files, index_path.name: write_file(index_path, _parquet(index.cast(INDEX_SCHEMA)))},
         overlay=plan.generation,
     )
-    _write_json(record_path, asdict(record))
+    write_sealed_json(record_path, asdict(record))
     return record
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
 
 
 def unit_paths(root: Path, unit: int, overlay: int = 0) -> tuple[Path, Path, Path]:
@@ -414,7 +249,7 @@ def _verify_files(root: Path, record: UnitRecord, verify: Literal["full", "size"
 
 
 def _read_record(path: Path, remedy: str) -> UnitRecord:
-    content = _read_json(path, remedy)
+    content = read_sealed_json(path, remedy)
     try:
         rejects = tuple(Reject(*reject) for reject in content.pop("rejects"))
         record = UnitRecord(**content, rejects=rejects)
@@ -426,44 +261,3 @@ def _read_record(path: Path, remedy: str) -> UnitRecord:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ShardError(f"{path} is no commit record ({error}); {remedy}") from error
     return record
-
-
-# ── Files ──
-
-
-def _write(path: Path, content: bytes) -> dict[str, Any]:
-    """Every file of a latent folder comes through here. Returns what its record says of it."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON that carries its own SHA-256, so that a flipped bit in it is seen."""
-    text = json.dumps({**content, "digest": _digest(content)}, indent=1, ensure_ascii=False) + "\n"
-    _write(path, text.encode())
-
-
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        digest = content.pop("digest")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ShardError(f"{path} cannot be read ({error}); {remedy}") from error
-    if digest != _digest(content):
-        raise ShardError(f"{path} is damaged: it does not match the digest that it carries; {remedy}")
-    return dict(content)
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-def _as_tuple(value: Any) -> Any:
-    """JSON's lists as the tuples they were."""
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

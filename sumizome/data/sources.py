@@ -11,7 +11,7 @@ import posixpath
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sumizome.data.byte_range import ByteRange
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.listing import CAPTION_SUFFIXES, Listing, check_link, list_folder, printable
 from sumizome.data.matching import SIDECAR_SUFFIX, Matches, match_kohya, match_objects, match_table
 from sumizome.data.metadata_files import match_metadata
@@ -29,75 +29,12 @@ from sumizome.data.picture_list import BLOCK, Picture, PictureList, stem
 from sumizome.data.rules import DerivedTags, derive_tags
 from sumizome.data.source_config import MAX_REPEATS, SourceConfig
 from sumizome.data.tar_source import list_tars
+from sumizome.data.tasks import MAX_CAPTION_BYTES, Claims, Entry, ImageTask, Reject
 
-__all__ = ["Claims", "Entry", "ImageTask", "Reject", "SourceScan", "printable", "scan_source"]
+__all__ = ["SourceScan", "scan_source"]
 
-MAX_CAPTION_BYTES = 2**20
 WINDOW = 16_384
 """pictures that are objects at a time, of some 5 KB each; some minutes of decoding"""
-
-
-class Reject(NamedTuple):
-    """A file that is not in the manifest."""
-
-    source: int
-    path: str
-    """posix, relative to its source, printable; a member of a tar as `a.tar/member`, a line of metadata as
-    `metadata.jsonl:12`"""
-    reason: str
-    """One short word. Those of `ImageRejected`; by name `bad_path`, `link_outside`, `linked_folder`, `zero_repeats`,
-    `caption_without_image`, `metadata_invalid`, `metadata_outside`, `metadata_without_image`, `metadata_twice`,
-    `archive`, `tar_damaged`, `tar_member_kind`, `tar_member_outside`, `tar_member_twice`, `second_picture`; by
-    record `record_missing`, `record_invalid`, `record_twice`, `rating_missing`, `rating_excluded`; by content
-    `caption_unreadable`, `caption_too_large`, `caption_not_utf8`, `caption_invalid`, `decoder_died`, `md5_mismatch`,
-    `below_min_side`, `below_min_pixels`, `record_mismatch`, `duplicate`, `near_duplicate`"""
-    sentence: str
-
-
-class ImageTask(NamedTuple):
-    """One picture to decode and its caption: in a sidecar file, in metadata, or none. A caption file goes first."""
-
-    source: int
-    root: str
-    path: str
-    repeats: int
-    sidecar: str | None
-    text: str | None
-    md5: str | None = None
-    """of the file, as its record has it"""
-    archive: str | None = None
-    """the tar that it is a member of, relative to `root`; "" = `root` itself"""
-    offset: int | None = None
-    """of its bytes in the tar"""
-    size: int = -1
-
-    @property
-    def file(self) -> Path | ByteRange:
-        """Where its bytes are."""
-        if self.archive is None or self.offset is None:
-            return Path(self.root, self.path)
-        member = self.path.removeprefix(f"{self.archive}/")
-        return ByteRange(Path(self.root, self.archive), self.offset, self.size, member)
-
-
-class Claims(NamedTuple):
-    """What a record says of its picture; 0 and "" = nothing."""
-
-    height: int = 0
-    width: int = 0
-    file_ext: str = ""
-
-
-class Entry(NamedTuple):
-    """A task, and what is needed to judge its outcome."""
-
-    task: ImageTask
-    stamp: bytes | None
-    """16 bytes that stand for this state of the picture's file; None where the system told no size or time, or where it
-    may change yet"""
-    claims: Claims
-    fault: tuple[str, str] | None = None
-    """(reason, sentence) if its caption cannot be read"""
 
 
 @dataclass
@@ -184,13 +121,16 @@ def _stamp(root: Path, picture: Picture) -> bytes | None:
     return hashlib.blake2b(told.encode(), digest_size=16).digest()
 
 
-def scan_source(source: int, config: SourceConfig, workers: int = 1) -> SourceScan:
-    """The pictures of a source (its folder absolute, resolved), which gets the index `source`.
+def scan_source(
+    source: int, config: SourceConfig, workers: int = 1, told: Callable[[int], object] = lambda _: None
+) -> SourceScan:
+    """The pictures of a source (its folder absolute, resolved), which gets the index `source`. `told` is called now and
+    then with the number of pictures found so far.
 
     Raises: ConfigError, DataError: records or tars that are not there, or cannot be read whole.
     """
     scan = SourceScan(source, config.folder, factor=config.repeats, appended=config.kind == "gallery-dl")
-    listing = _list(scan, config)
+    listing = _list(scan, config, told)
     scan.pictures = listing.pictures
     scan.pictures.close()
     scan.places = np.arange(len(scan.pictures))
@@ -202,12 +142,12 @@ def scan_source(source: int, config: SourceConfig, workers: int = 1) -> SourceSc
     return scan
 
 
-def _list(scan: SourceScan, config: SourceConfig) -> Listing:
+def _list(scan: SourceScan, config: SourceConfig, told: Callable[[int], object]) -> Listing:
     if scan.root.is_file():  # one tar
         listing = Listing(tars=[""])
     else:
         suffixes = {"folder": CAPTION_SUFFIXES, "gallery-dl": (SIDECAR_SUFFIX,)}.get(config.kind, ())
-        listing = list_folder(scan.root, scan.reject, suffixes, appended=scan.appended)
+        listing = list_folder(scan.root, scan.reject, suffixes, appended=scan.appended, told=told)
     scan.captions_doubled = len(listing.doubled)
     scan.files_ignored = listing.others
     reads_metadata = config.kind in ("folder", "imagefolder")
@@ -216,21 +156,21 @@ def _list(scan: SourceScan, config: SourceConfig) -> Listing:
     if config.records is not None and config.records.is_relative_to(scan.root) and config.records.is_file():
         scan.files_ignored -= 1
     if config.kind == "webdataset":
-        _list_tars(scan, listing, config)
+        _list_tars(scan, listing, config, told)
     else:
         for tar in (*listing.tars, *listing.packed):
             scan.reject(tar, "archive", "expected pictures, found an archive; tars are read with --kind webdataset.")
     return listing
 
 
-def _list_tars(scan: SourceScan, listing: Listing, config: SourceConfig) -> None:
+def _list_tars(scan: SourceScan, listing: Listing, config: SourceConfig, told: Callable[[int], object]) -> None:
     for packed in listing.packed:
         scan.reject(packed, "archive", "expected an uncompressed tar, found another archive: unpack it to a .tar.")
     loose, listing.pictures = listing.pictures, PictureList()
     loose.close()
     for path in loose.paths.to_pylist():
         scan.reject(path, "not_in_tar", "expected pictures in tars; give its folder as a source of its own.")
-    others = list_tars(scan.root, listing.tars, listing.pictures, scan.reject, config.damaged_tars)
+    others = list_tars(scan.root, listing.tars, listing.pictures, scan.reject, config.damaged_tars, told)
     scan.files_ignored += others
 
 
@@ -351,17 +291,21 @@ class _Records:
 
     def __init__(self, matches: Matches, derived: DerivedTags | None) -> None:
         self._place, self._derived = matches.place, derived
-        self._texts, self._md5s, self._exts = (
-            each.close() for each in (matches.texts, matches.md5s, matches.file_exts)
+        self._texts, self._md5s, self._exts, self._ratings = (
+            each.close() for each in (matches.texts, matches.md5s, matches.file_exts, matches.ratings)
         )
+        self._scores = np.array(matches.scores, np.float64)
         self._heights, self._widths = (np.array(each, np.int32) for each in (matches.heights, matches.widths))
 
     def rows(self, pictures: NDArray[np.int64]) -> list[_RecordRow]:
         found = [_NO_RECORD] * len(pictures)
         mine = np.flatnonzero(self._place[pictures] >= 0)
         rows = self._place[pictures[mine]]
-        texts, md5s, exts = (each.take(pa.array(rows)).to_pylist() for each in (self._texts, self._md5s, self._exts))
-        claims = zip(self._heights[rows].tolist(), self._widths[rows].tolist(), exts, strict=True)
+        texts, md5s, exts, ratings = (
+            each.take(pa.array(rows)).to_pylist() for each in (self._texts, self._md5s, self._exts, self._ratings)
+        )
+        scores = (None if np.isnan(score) else score for score in self._scores[rows].tolist())
+        claims = zip(self._heights[rows].tolist(), self._widths[rows].tolist(), exts, ratings, scores, strict=True)
         derived = self._derived.texts(pictures[mine]) if self._derived else [""] * len(mine)
         for at, text, more, md5, claim in zip(mine.tolist(), texts, derived, md5s, claims, strict=True):
             found[at] = _RecordRow(text, more, md5, Claims(*claim))

@@ -5,7 +5,7 @@ time, so that nothing else grows with the number of tags: six million pictures w
 Plain and dictionary-encoded strings give the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-__all__ = ["CodedTags", "code_tags"]
+__all__ = ["CodedTags", "code_parts", "code_tags"]
 
 _BATCH = 65_536
 """pictures whose tags are numbers at the same time"""
@@ -48,8 +48,13 @@ class CodedTags:
 
 def code_tags(column: pa.ChunkedArray) -> CodedTags:
     """The vocabulary of a column of lists of strings (plain or dictionary-encoded), and the column as numbers."""
+    return code_parts([column])
+
+
+def code_parts(columns: Iterable[pa.ChunkedArray]) -> CodedTags:
+    """The same of a column that comes in parts, of which one is held at a time."""
     vocabulary, lengths, codes = pa.array([], pa.string()), [], []
-    for lists in _slices(column):
+    for lists in (lists for column in columns for lists in _slices(column)):
         own, indices = _encode(lists.flatten())
         place = pc.index_in(own, vocabulary)
         new = own.filter(pc.is_null(place))

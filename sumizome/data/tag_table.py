@@ -18,7 +18,7 @@ from sumizome.data.csv_table import unguard, write_csv
 from sumizome.data.tags import MAX_TAG_LENGTH
 from sumizome.errors import DataError
 
-__all__ = ["FrequencyClass", "TagTable", "frequency_classes", "load_tag_table", "write_tag_table"]
+__all__ = ["FrequencyClass", "TagTable", "frequency_classes", "load_tag_table", "with_tag_table", "write_tag_table"]
 
 _COLUMNS = ["tag", "category", "count", "weight", "effective"]
 
@@ -37,6 +37,19 @@ def write_tag_table(statistics: pa.Table, path: Path) -> None:
     rows = (row for batch in statistics.to_batches(65_536) for row in batch.to_pylist())
     lines = ([r["tag"], r["category"], r["count"], repr(r["weight"]), f"{r['effective']:.6g}"] for r in rows)
     write_csv(path, _COLUMNS, lines)
+
+
+def with_tag_table(
+    categories: Mapping[str, str], path: Path | None
+) -> tuple[Mapping[str, str], Mapping[str, float] | None]:
+    """(categories, weights) of tags once the table at `path` has its say; without one there are no weights.
+
+    Raises: DataError as `load_tag_table`.
+    """
+    if path is None:
+        return categories, None
+    edited = load_tag_table(path)
+    return {**categories, **edited.categories}, edited.weights
 
 
 def load_tag_table(path: Path) -> TagTable:

@@ -262,22 +262,22 @@ def tag_statistics(
     Columns: `tag`, `category`, `count` (times that an epoch shows it), `weight` (the tag's own) and `effective` (the
     sum of the loss weights of these showings: the count as training feels it). Arguments as of `tag_loss_weights`.
     """
-    return weigh(table, config, categories, given).tags
+    return weigh(code_tags(table["tags"]), table["repeats"].to_numpy(), config, categories, given).tags
 
 
 def weigh(
-    table: pa.Table,
+    coded: CodedTags,
+    repeats: NDArray[np.integer[Any]],
     config: TagWeightConfig,
     categories: Mapping[str, str] | None = None,
     given: Mapping[str, float] | None = None,
 ) -> Weighed:
-    """`tag_loss_weights` and `tag_statistics` at once."""
-    coded = code_tags(table["tags"])
+    """`loss_weights` and `tag_statistics` at once."""
     names, category = _categorise(coded.vocabulary, categories or {})
-    shown = table["repeats"].to_numpy().astype(np.float64)
+    shown = repeats.astype(np.float64)
     weights = _weigh_tags(coded, shown, category, len(names), config, given)
-    images = np.ones(len(table))
-    if len(table) and (config.strength > 0 or given is not None):
+    images = np.ones(len(repeats))
+    if len(repeats) and (config.strength > 0 or given is not None):
         images = _image_weights(coded, weights, category, len(names), shown, config)
     found = pa.table(
         {

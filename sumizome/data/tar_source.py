@@ -6,12 +6,13 @@ they are compared with each other and printed, and nothing is opened by them.
 """
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from sumizome.data.images import MAX_FILE_BYTES, ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.listing import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, RejectCall, check_link, check_name, suffix
+from sumizome.data.picture_bytes import MAX_FILE_BYTES
 from sumizome.data.picture_list import Picture, PictureList, stem
 from sumizome.data.tar_reader import Member, TarDamage, read_members
 from sumizome.errors import DataError
@@ -26,9 +27,15 @@ _SHOWN = 5
 
 
 def list_tars(
-    root: Path, tars: Iterable[str], pictures: PictureList, reject: RejectCall, damaged: Literal["stop", "reject"]
+    root: Path,
+    tars: Iterable[str],
+    pictures: PictureList,
+    reject: RejectCall,
+    damaged: Literal["stop", "reject"],
+    told: Callable[[int], object] = lambda _: None,
 ) -> int:
     """Adds the pictures of the tars (relative paths; "" = `root` itself is one); how many members are none of use.
+    `told` hears after each tar how many pictures there are so far.
 
     Raises: DataError: tars that are not whole, all of them named, unless `damaged` ones are rejects.
     """
@@ -37,6 +44,7 @@ def list_tars(
     for tar in sorted(tars):
         try:
             others += _Tar(root, tar, pictures, reject).list_members()
+            told(pictures.added)
         except ImageRejected as error:
             reject(tar or root.name, error.reason, str(error))
         except (TarDamage, OSError) as error:

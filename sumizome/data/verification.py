@@ -21,14 +21,14 @@ from typing import NamedTuple, TypeAlias
 from PIL import Image
 
 from sumizome.data.duplicates import FLAT, perceptual_hash
-from sumizome.data.images import Colour, ImageRejected, read_image
-from sumizome.data.sources import ImageTask
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import Colour, read_image
 from sumizome.data.tags import ParsedTags, parse_tags
+from sumizome.data.tasks import MAX_CAPTION_BYTES, ImageTask
 from sumizome.errors import DataError
 
 __all__ = ["Facts", "Look", "Outcome", "inspect_all", "read_tags"]
 
-MAX_CAPTION_BYTES = 2**20
 MAX_CPU_SECONDS = 20
 """of one picture; a legal one of 100 megapixels takes about eight"""
 MAX_SECONDS = 120

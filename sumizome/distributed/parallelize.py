@@ -15,14 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import ConfigError
 
-__all__ = ["Parallel", "ParallelConfig", "apply_checkpointing", "local", "parallelize", "resolve_strategy", "whole"]
+__all__ = [
+    "Parallel",
+    "ParallelConfig",
+    "apply_checkpointing",
+    "local",
+    "parallelize",
+    "put_shard",
+    "resolve_strategy",
+    "whole",
+]
 
 T = TypeVar("T")
 Strategy = Literal["none", "ddp", "fsdp", "hybrid"]
@@ -121,6 +130,8 @@ def parallelize(
 ) -> Parallel:
     """Changes the trained networks in place and returns how to run them. Parameters made before are stale after FSDP.
 
+    Networks that are cut up may be on the meta device, to be filled by `put_shard`.
+
     `blocks(network)` lists its repeated parts: what is recomputed, compiled and cut up one by one.
     Raises: ConfigError if the strategy does not fit the ranks.
     """
@@ -174,6 +185,14 @@ def _shard(network: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) ->
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor that is cut up, sharing its memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def put_shard(parameter: Tensor, tensor: Tensor) -> None:
+    """Copies this rank's part of a whole tensor, which every rank has, into its shard. Says nothing to other ranks."""
+    if isinstance(parameter, DTensor):
+        cut = distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        tensor = cut.to_local()
+    local(parameter).copy_(tensor)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from sumizome.diffusion.schedule import (
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config, clip_config
 from sumizome.models.folder_files import read_index, read_json, weight_files, weights_path
+from sumizome.models.infer_config import LATENT_CHANNELS
 from sumizome.models.key_map import native_name
 from sumizome.models.scheduler_config import StatedSchedule, read_scheduler_config, table_sigmas
 from sumizome.models.tensor_file import open_tensor_file
@@ -141,8 +142,9 @@ def _text_config(network: nn.Module) -> Config:
 
 def _model_index(networks: Mapping[str, nn.Module]) -> dict[str, Any]:
     libraries = {name: "transformers" if name.startswith("text_encoder") else "diffusers" for name in networks}
+    inpaints = networks["unet"].config["in_channels"] != LATENT_CHANNELS
     return {
-        "_class_name": "StableDiffusionXLPipeline",
+        "_class_name": f"StableDiffusionXL{'Inpaint' if inpaints else ''}Pipeline",
         "_diffusers_version": diffusers.__version__,
         # Captions dropped in training are encoded empty prompts, not zeros.
         "force_zeros_for_empty_prompt": False,

@@ -16,6 +16,11 @@ __all__ = ["read_index", "read_json", "weight_files", "weights_path"]
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The folder's model_index.json. Raises: ModelError if it is no folder of an SDXL pipeline."""
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(
+            f"{folder.resolve()} holds no model: model_index.json is missing, which a diffusers folder has. Give that "
+            "folder, or a .safetensors file."
+        )
     index = read_json(folder / "model_index.json", "a diffusers model folder has one")
     kind = str(index.get("_class_name"))
     if not kind.startswith("StableDiffusionXL"):
@@ -68,7 +73,9 @@ def read_json(path: Path, why: str) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: {why}. Check the path, or copy the folder again.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ModelError(f"{path} is nested deeper than any configuration. Copy it again.") from None
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}). Copy it again.") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path} holds no JSON object. Copy it again.")

@@ -12,7 +12,7 @@ from sumizome.models.architecture import Config, clip_config, time_id_dim, unet_
 from sumizome.models.expected import expected_original
 from sumizome.models.key_map import NETWORK_PREFIXES
 
-__all__ = ["Shapes", "file_config", "infer_configs"]
+__all__ = ["LATENT_CHANNELS", "Shapes", "file_config", "infer_configs"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,13 +49,20 @@ def _infer_unet(shapes: Shapes) -> Config:
     channels = tuple(shapes[f"input_blocks.{start}.0.out_layers.3.weight"][0] for start in starts)
     depths = tuple(_count(shapes, rf"input_blocks\.{start}\.1\.transformer_blocks\.(\d+)\.") for start in starts)
     features = time_id_dim(max(channels))
-    return unet_config(
+    seen = shapes["input_blocks.0.0.weight"][1]
+    config = unet_config(
         block_out_channels=channels,
         transformer_layers=depths,
         layers_per_block=layers,
         cross_attention_dim=shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
         pooled_dim=shapes["label_emb.0.0.weight"][1] - 6 * features,
     )
+    return config | {"in_channels": seen if seen in _INPUT_CHANNELS else LATENT_CHANNELS}
+
+
+LATENT_CHANNELS = 4
+_INPUT_CHANNELS = (LATENT_CHANNELS, 9)
+"""What SDXL's U-Nets take: the noised latents; those, a mask and the latents of what is kept, for inpainting."""
 
 
 def _infer_vae(shapes: Shapes) -> Config:
@@ -117,9 +124,6 @@ def file_config(name: str, shapes: Shapes) -> Config:
     """
     try:
         config = infer_configs(shapes)[name]
-        if name == "unet":
-            channels = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (320, 4))[1]
-            config = config | {"in_channels": channels if channels in (4, 9) else 4}
         expected_original(name, config)
     except (ModelError, KeyError, StopIteration, TypeError, ValueError, IndexError):
         return _FULL_SIZE[name]

@@ -5,7 +5,7 @@ network that is loaded is built on the meta device, without memory, so that load
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -61,8 +61,11 @@ def fill_network(
     source: str,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    put: Callable[[nn.Module, str, Tensor], None] | None = None,
 ) -> None:
     """Gives a network on the meta device its tensors by native names, in `dtype`. `source` says where they are from.
+
+    `put(network, name, tensor)` takes each whole tensor, as it is stored, in place of that: for networks cut up.
 
     Raises: ModelError naming tensors that are missing, foreign or of another shape.
     """
@@ -82,6 +85,8 @@ def fill_network(
             raise ModelError(
                 f"{source}: {key} holds whole numbers ({tensor.dtype}), expected weights. Use another copy."
             )
+        elif put is not None:
+            put(network, place, tensor)
         else:
             # A copy always: the tensor may map the file, which somebody may write to while the model trains.
             _assign(network, place, tensor.to(device, dtype, copy=True).contiguous())

@@ -58,13 +58,18 @@ def denoise_once(source: StepSource) -> Tensor:
     schedule = build_noise_schedule(source.schedule_config)
     last = TERMINAL_SIGMA if schedule.zero_terminal_snr else float(schedule.sigmas[-1])
     sigmas = torch.tensor([last, _MIDDLE_SIGMA], dtype=torch.float64)
-    x = draw(2, source.config["in_channels"], _LATENT_SIDE, _LATENT_SIDE) * sigmas[:, None, None, None].float()
+    grid = (_LATENT_SIDE, _LATENT_SIDE)
+    channels = source.config.get("out_channels", 4)
+    x = draw(2, channels, *grid) * sigmas[:, None, None, None].float()
     features = source.config["addition_time_embed_dim"]
     conditioning = UNetConditioning(
         draw(2, _PROMPT_ROWS, source.config["cross_attention_dim"]),
         draw(2, source.config["projection_class_embeddings_input_dim"] - 6 * features),
         canvas_time_ids((8 * _LATENT_SIDE, 8 * _LATENT_SIDE), 2),
     )
+    # An inpainting U-Net sees five channels more: the mask, and the latents of what is kept.
+    beside = draw(2, max(source.config["in_channels"] - channels, 0), *grid)
+    unet.register_forward_pre_hook(lambda _, inputs: (torch.cat([inputs[0], beside], dim=1), *inputs[1:]))
 
     def predict(noised_latents: Tensor, timesteps: Tensor) -> Tensor:
         return apply_unet(unet, noised_latents, timesteps, conditioning)

@@ -4,6 +4,7 @@ Owns which networks make a component and in which precision they are held. Where
 predicts is said by `diffusers_folder` and `single_file`. Nothing is fetched from a hub, nothing is unpickled.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -14,7 +15,9 @@ from torch import nn
 
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
+from sumizome.errors import ModelError
 from sumizome.models.diffusers_folder import open_folder
+from sumizome.models.infer_config import LATENT_CHANNELS
 from sumizome.models.networks import build_network, fill_network
 from sumizome.models.single_file import open_single_file
 from sumizome.models.vae import model_digest
@@ -66,22 +69,29 @@ def load_model(
     components: tuple[Component, ...] = ALL_COMPONENTS,
     prediction_type: PredictionType | None = None,
     zero_terminal_snr: bool | None = None,
+    without_weights: Collection[Component] = (),
 ) -> SDXLModel:
     """The SDXL model at `path`: a diffusers folder, or a safetensors file in SDXL's original layout.
 
     U-Net and text encoders come in `dtype`; the VAE is always float32 (SDXL's overflows in float16). All are in eval
     mode. Prediction type and terminal SNR are read from the scheduler's config, or from the file's `v_pred` and `ztsnr`
-    keys and its metadata; `prediction_type` and `zero_terminal_snr` override what was found.
+    keys and its metadata; `prediction_type` and `zero_terminal_snr` override what was found. Components
+    `without_weights` stay on the meta device, for `model_weights.fill_shards`.
 
     Raises: ModelError for a missing component, another architecture, a damaged or a pickled file.
     """
     path = Path(path)
     source = open_folder(path) if path.is_dir() else open_single_file(path)
     networks: dict[str, nn.Module] = {}
+    bare = {name for component in without_weights for name in _NETWORKS[component]}
     for name in [name for component in components for name in _NETWORKS[component]]:
-        network = build_network(name, source.config(name), device="meta")
-        tensors = source.tensors(name, network)
-        fill_network(network, tensors, f"{path}: {name}", torch.float32 if name == "vae" else dtype, device)
+        config = source.config(name)
+        if name == "unet":
+            _refuse_inpainting(path, config.get("in_channels", LATENT_CHANNELS))
+        network = build_network(name, config, device="meta")
+        if name not in bare:
+            tensors = source.tensors(name, network)
+            fill_network(network, tensors, f"{path}: {name}", torch.float32 if name == "vae" else dtype, device)
         networks[name] = network.eval()
     found_type, schedule_config = source.prediction()
     if zero_terminal_snr is not None:
@@ -95,3 +105,12 @@ def load_model(
         schedule_config=schedule_config,
         source=path,
     )
+
+
+def _refuse_inpainting(path: Path, channels: int) -> None:
+    if channels != LATENT_CHANNELS:
+        raise ModelError(
+            f"{path} is an inpainting model: its U-Net takes {channels} channels, a mask and a picture beside the 4 of "
+            "the latents. It can be inspected, mended and merged, not trained or drawn with: use the model that it was "
+            "made from."
+        )

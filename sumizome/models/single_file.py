@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config
+from sumizome.models.file_kinds import other_kind
 from sumizome.models.infer_config import infer_configs
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, from_original, key_rules, to_original
 from sumizome.models.prediction_marks import NOT_WEIGHTS, prediction_of, sidecar_of
@@ -23,17 +24,6 @@ if TYPE_CHECKING:  # names and shapes are read without torch, whose import takes
     from sumizome.models.tensor_file import TensorFile
 
 __all__ = ["SingleFile", "open_single_file"]
-
-_OTHER_KINDS = (
-    ("cond_stage_model.", "a Stable Diffusion 1 or 2 checkpoint"),
-    ("conditioner.embedders.0.model.", "the SDXL refiner"),
-    ("lora_", "a LoRA, not a model"),
-    ("joint_blocks.", "a Stable Diffusion 3 model"),
-    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 model"),
-    ("double_blocks.", "a Flux model"),
-    ("model.diffusion_model.double_blocks.", "a Flux model"),
-    ("down_blocks.", "one network of a diffusers folder: give the folder that holds model_index.json"),
-)
 
 
 @dataclass(frozen=True)
@@ -108,9 +98,9 @@ def open_single_file(path: Path) -> SingleFile:
     from sumizome.models.tensor_file import open_tensor_file
 
     file = open_tensor_file(path)
-    for prefix, kind in _OTHER_KINDS:
-        if any(name.startswith(prefix) for name in file.shapes):
-            raise ModelError(f"{path} is not a whole SDXL model but {kind}.")
+    kind = other_kind(file.shapes)
+    if kind is not None:
+        raise ModelError(f"{path} holds no SDXL that can be loaded: {kind}.")
     try:
         prediction_of(file.shapes, file.metadata)
         strip = NETWORK_PREFIXES["unet"] if "input_blocks.0.0.weight" in file.shapes else ""

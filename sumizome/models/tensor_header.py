@@ -79,8 +79,9 @@ def read_header(path: Path) -> TensorHeader:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            _check_length(path, size, length)
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            _check_length(path, size, length, start)
             raw = file.read(length)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
@@ -97,13 +98,26 @@ def read_header(path: Path) -> TensorHeader:
 def refuse_pickle(path: Path) -> None:
     """Raises: ModelError if `path` is named like a pickled checkpoint, which can run code when it is opened."""
     if path.suffix.lower() in _PICKLED:
-        raise ModelError(
-            f"{path} is a pickled checkpoint, which can run code when opened and is never read here. "
-            "Use the model's .safetensors version."
-        )
+        raise ModelError(f"{path} is a pickled checkpoint: {_NEVER}")
 
 
-def _check_length(path: Path, size: int, length: int) -> None:
+_NEVER = "it can run code when opened and is never read here. Use the model's .safetensors version."
+_NO_MODELS = (
+    ((b"PK\x03\x04",), f"is a zip archive, as pickled checkpoints are: {_NEVER}"),
+    ((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), f"is a pickled checkpoint under another name: {_NEVER}"),
+    (
+        (b"<",),
+        "is a web page, most likely the error page of a download. Download the model again, logged in if need be.",
+    ),
+    ((b"version ",), "is a Git LFS pointer, not the model itself: run `git lfs pull` in its folder."),
+)
+
+
+def _check_length(path: Path, size: int, length: int, start: bytes) -> None:
+    too_long = length > size - 8 or length > MAX_HEADER_BYTES
+    for signs, words in _NO_MODELS:
+        if too_long and start.startswith(signs):
+            raise ModelError(f"{path} {words}")
     if size < 8 or length > size - 8:
         found = "is empty" if size == 0 else f"has {size:,} bytes, less than its header says"
         raise ModelError(f"{path} {found}: it is no safetensors file or was cut off. Download or copy it again.")
@@ -117,7 +131,11 @@ def _check_length(path: Path, size: int, length: int) -> None:
 def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw, object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ModelError(
+            f"{path}: its header is nested deeper than any model's: damaged, or made to mislead. Download it again."
+        ) from None
+    except ValueError as error:
         raise ModelError(
             f"{path} is damaged or no safetensors file (header: {error}). Download or copy it again."
         ) from error

@@ -6,10 +6,10 @@ padding alone: the first pads with EOS, the second with "!" (id 0). Notation: `k
 """
 
 import gzip
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +112,8 @@ def chunk_prompt(prompt: str, max_chunks: int = 3) -> ChunkedPrompt:
     """
     chunks: list[list[int]] = [[]]
     tags = [tag for piece in _pieces(prompt) for tag in _tags_of(piece)]
+    if max_chunks and sum(map(len, tags)) <= CHUNK_TOKENS:
+        return ChunkedPrompt((tuple(itertools.chain.from_iterable(tags)),), "")
     for tag in tags:
         if len(chunks[-1]) + len(tag) > CHUNK_TOKENS and chunks[-1]:
             chunks.append([])
@@ -131,7 +133,7 @@ def _tags_of(piece: str) -> tuple[tuple[int, ...], ...]:
     commas = _comma_ids()
     ids = build_tokenizer().encode(piece).ids
     ends = [place + 1 for place, token in enumerate(ids) if token in commas]
-    return tuple(tuple(ids[start:end]) for start, end in pairwise([0, *ends, len(ids)]) if end > start)
+    return tuple(tuple(ids[start:end]) for start, end in itertools.pairwise([0, *ends, len(ids)]) if end > start)
 
 
 def count_chunks(prompts: Sequence[str]) -> Int[np.ndarray, "n 2"]:
@@ -160,7 +162,7 @@ def _tag_lengths(texts: Sequence[str]) -> list[list[int]]:
     lengths = []
     for encoding in build_tokenizer().encode_batch_fast(list(texts)):
         ends = [place + 1 for place, token in enumerate(encoding.ids) if token in commas]
-        lengths.append([end - start for start, end in pairwise([0, *ends, len(encoding.ids)]) if end > start])
+        lengths.append([end - start for start, end in itertools.pairwise([0, *ends, len(encoding.ids)]) if end > start])
     return lengths
 
 
@@ -191,18 +193,13 @@ def tokenize(prompts: Sequence[str], max_chunks: int = 3) -> PromptTokens:
     """Ids for both encoders, as many chunks as the longest prompt needs."""
     chunked = [chunk_prompt(prompt, max_chunks) for prompt in prompts]
     k = max([1, *(len(prompt.chunks) for prompt in chunked)])
-    input_ids = torch.empty(2, len(prompts), k, CHUNK_LENGTH, dtype=torch.int64)
-    for encoder, padding in enumerate(PADDING):
-        rows = [
-            [_framed(chunk, padding) for chunk in (*prompt.chunks, *[()] * (k - len(prompt.chunks)))]
-            for prompt in chunked
-        ]
-        input_ids[encoder] = torch.tensor(rows, dtype=torch.int64).reshape(len(prompts), k, CHUNK_LENGTH)
-    return PromptTokens(input_ids, tuple(prompt.dropped for prompt in chunked))
-
-
-def _framed(chunk: tuple[int, ...], padding: int) -> list[int]:
-    return [BOS, *chunk, EOS, *[padding] * (CHUNK_TOKENS - len(chunk))]
+    input_ids = np.empty((2, len(prompts), k, CHUNK_LENGTH), np.int64)
+    input_ids[:] = np.reshape(PADDING, (2, 1, 1, 1))
+    input_ids[..., 0], input_ids[..., 1] = BOS, EOS
+    for row, prompt in enumerate(chunked):
+        for place, chunk in enumerate(prompt.chunks):
+            input_ids[:, row, place, 1 : 2 + len(chunk)] = (*chunk, EOS)
+    return PromptTokens(torch.from_numpy(input_ids), tuple(prompt.dropped for prompt in chunked))
 
 
 def encode_prompts(

@@ -6,7 +6,7 @@ Owns encoding (the posterior's mean, float32, no sampling), decoding and normali
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ __all__ = [
     "latent_statistics",
     "model_digest",
     "normalise",
+    "tensors_digest",
     "vae_digest",
     "vae_factor",
 ]
@@ -149,8 +150,13 @@ def model_digest(module: nn.Module) -> str:
 
     Native names, so that the digest of a text encoder is the same with transformers 4 and 5.
     """
+    return tensors_digest(sorted((native_name(name), tensor) for name, tensor in module.state_dict().items()))
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 hex over names, dtypes, shapes and bytes of tensors, in the order given, one at a time."""
     digest = hashlib.sha256()
-    for name, tensor in sorted((native_name(name), tensor) for name, tensor in module.state_dict().items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sumizome.data.latent_plan import CachePlan, load_plan
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.reject_table import RejectLine
-from sumizome.data.shards import CachePlan, UnitRecord, load_plan, unit_paths, verify_unit
+from sumizome.data.shards import UnitRecord, unit_paths, verify_unit
 from sumizome.errors import ShardError
 from sumizome.report.left_out import Reason, by_reason
 

@@ -16,13 +16,15 @@ import pyarrow.compute as pc
 from sumizome.data.buckets import BucketConfig, Canvases, bucket_table
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.ingest import available_cores
-from sumizome.data.manifest import ARCHIVE_VERSION, Manifest, load_manifest
-from sumizome.data.tag_table import load_tag_table
+from sumizome.data.manifest import ARCHIVE_VERSION, ManifestRows
+from sumizome.data.stored_manifest import open_manifest
+from sumizome.data.tag_codes import code_parts
+from sumizome.data.tag_table import with_tag_table
 from sumizome.data.tags import TagWeightConfig, weigh
 from sumizome.errors import ConfigError
 from sumizome.report.cache import Cache, describe_cache
 from sumizome.report.findings import find
-from sumizome.report.gallery import Member, Picture, Place, look_at
+from sumizome.report.gallery import Member, Picture, Place, find_members, look_at
 from sumizome.report.left_out import describe_copies, describe_rejects
 from sumizome.report.page import check_page_path, render_page, write_page
 from sumizome.report.pictures import describe_buckets, describe_pictures
@@ -71,7 +73,7 @@ def write_data_report(
     """
     check_page_path(out)
     progress("manifest")
-    manifest = load_manifest(manifest_path)
+    manifest = open_manifest(manifest_path, ["height", "width", "repeats", "kept_tags"])
     for source in manifest.sources:
         if out.resolve().is_relative_to(source):
             raise ConfigError(f"--out {out} lies inside the picture folder {source}, which is never written to.")
@@ -84,7 +86,7 @@ def write_data_report(
 
 def build_data_report(
     manifest_path: Path,
-    manifest: Manifest,
+    manifest: ManifestRows,
     config: ReportConfig,
     *,
     latents: Path | None = None,
@@ -92,17 +94,16 @@ def build_data_report(
     progress: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Everything that the page shows, by the names that its template uses."""
-    categories, given = dict(manifest.categories), None
-    if config.weights.table is not None:
-        edited = load_tag_table(config.weights.table)
-        categories, given = {**categories, **edited.categories}, edited.weights
+    categories, given = with_tag_table(manifest.categories, config.weights.table)
+    progress("tags and weights")
+    coded = code_parts(part["tags"] for part in manifest.parts(["tags"]))
+    weighed = weigh(coded, manifest.column("repeats"), config.weights, categories, given)
+    del coded  # four bytes a tag, and nothing else is as large
     progress("pictures and buckets")
     pictures = describe_pictures(manifest)
     cache = describe_cache(latents, manifest.sources, manifest.digest, vae_digest) if latents else None
     table, max_error = _canvases(config, cache)
     buckets = describe_buckets(manifest, table, max_error)
-    progress("tags and weights")
-    weighed = weigh(manifest.table, config.weights, categories, given)
     weights = describe_weights(weighed.images, config.weights)
     tags = describe_tags(weighed.tags, pictures.showings, config.weights.min_count)
     progress("tokens")
@@ -150,41 +151,43 @@ def _canvases(config: ReportConfig, cache: Cache | None) -> tuple[Canvases, floa
     return np.array(made_by.buckets, np.int64).reshape(-1, 2), made_by.max_aspect_error
 
 
-def _place(manifest: Manifest, row: int) -> Place:
-    return str(manifest.sources[manifest.table["source"][row].as_py()]), manifest.table["path"][row].as_py()
+def _place(manifest: ManifestRows, row: int) -> Place:
+    (found,) = manifest.take(np.array([row]), ["source", "path"]).to_pylist()
+    return str(manifest.sources[found["source"]]), found["path"]
 
 
-def _thumbnails(places: list[Place], manifest: Manifest, workers: int | None) -> dict[Place, Picture]:
+def _thumbnails(places: list[Place], manifest: ManifestRows, workers: int | None) -> dict[Place, Picture]:
     if workers == 0:
         return {place: Picture(place[1], None, None) for place in places}
     members = _members(places, manifest)
     return look_at(places, manifest.sources, manifest.background, workers or available_cores(), members)
 
 
-def _members(places: list[Place], manifest: Manifest) -> dict[Place, Member]:
-    """Where those of the places lie that are in the manifest and in a tar."""
-    if manifest.version != ARCHIVE_VERSION:
-        return {}
+def _members(places: list[Place], manifest: ManifestRows) -> dict[Place, Member]:
+    """Where those of the places lie that are in a tar: as the manifest has it, of rejects as the tar itself tells."""
+    found = find_members(places, manifest.sources)
+    if manifest.version < ARCHIVE_VERSION:
+        return found
     wanted = pa.array(sorted({path for _, path in places}), pa.string())
-    table = manifest.table.select(["source", "path", "archive", "offset", "file_bytes"])
-    here = table.filter(pc.and_(pc.is_valid(table["archive"]), pc.is_in(table["path"], wanted)))
-    return {
-        (str(manifest.sources[row["source"]]), row["path"]): (row["archive"], row["offset"], row["file_bytes"])
-        for row in here.to_pylist()
-    }
+    for part in manifest.parts(["source", "path", "archive", "offset", "file_bytes"]):
+        for row in part.filter(pc.and_(pc.is_valid(part["archive"]), pc.is_in(part["path"], wanted))).to_pylist():
+            place = str(manifest.sources[row["source"]]), row["path"]
+            found[place] = row["archive"], row["offset"], row["file_bytes"]
+    return found
 
 
-def _row_of(manifest: Manifest, weights: np.ndarray) -> Callable[[int], Mapping[str, Any]]:
+def _row_of(manifest: ManifestRows, weights: np.ndarray) -> Callable[[int], Mapping[str, Any]]:
     """What a figure shows of a row of the manifest."""
 
     def row_of(row: int) -> Mapping[str, Any]:
-        tags = manifest.table["tags"][row].as_py()
+        (found,) = manifest.take(np.array([row]), ["tags", "repeats"]).to_pylist()
+        tags = found["tags"]
         return {
             "place": _place(manifest, row),
             "weight": float(weights[row]),
             "tags": tags[:_TAGS_SHOWN],
             "more": max(0, len(tags) - _TAGS_SHOWN),
-            "repeats": manifest.table["repeats"][row].as_py(),
+            "repeats": found["repeats"],
         }
 
     return row_of

@@ -92,21 +92,22 @@ def _of_buckets(buckets: Buckets, pictures: Pictures) -> Iterator[Finding]:
             "Crop them, or raise --max-aspect-error and --max-side.",
             "buckets",
         )
-    if buckets.much_enlarged:
-        yield Finding(
-            buckets.much_enlarged > 0.05 * pictures.count,
-            f"{_share(buckets.much_enlarged, pictures.count)} pictures are enlarged by more than {ENLARGED}×",
+    for count, what, remedy in (
+        (
+            buckets.much_enlarged,
+            f"are enlarged by more than {ENLARGED}×",
             "They teach blur: leave small ones out with --rules.min-side or --rules.min-pixels at ingest, or "
             "train at a smaller --area.",
-            "buckets",
-        )
-    if buckets.much_cropped:
-        yield Finding(
-            buckets.much_cropped > 0.05 * pictures.count,
-            f"{_share(buckets.much_cropped, pictures.count)} pictures lose more than {CROPPED:.0%} of their area",
+        ),
+        (
+            buckets.much_cropped,
+            f"lose more than {CROPPED:.0%} of their area",
             "Their tags may name what is no longer seen: allow longer canvases with --min-side and --max-side.",
-            "buckets",
-        )
+        ),
+    ):
+        if count:
+            grave = count > 0.05 * pictures.count
+            yield Finding(grave, f"{_share(count, pictures.count)} pictures {what}", remedy, "buckets")
 
 
 def _of_captions(pictures: Pictures, tokens: Tokens) -> Iterator[Finding]:

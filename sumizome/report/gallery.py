@@ -4,6 +4,7 @@ Owns which files may be opened for it. Invariant: this process decodes nothing, 
 have edited opens no file outside the folders of the manifest.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 from markupsafe import Markup
 
 from sumizome.data.images import Colour
-from sumizome.data.sources import ImageTask
+from sumizome.data.listing import printable
+from sumizome.data.tar_reader import TarDamage, read_members
+from sumizome.data.tasks import ImageTask
 from sumizome.data.verification import Facts, Look, inspect_all
 from sumizome.report.page import image_uri
 
-__all__ = ["Member", "Picture", "Place", "look_at"]
+__all__ = ["Member", "Picture", "Place", "find_members", "look_at"]
 
 _SIDE = 200
 """px of a thumbnail's longer side: 100 on the page, sharp on fine screens"""
@@ -47,7 +50,7 @@ def look_at(
 ) -> dict[Place, Picture]:
     """The pictures at some places; those that cannot be shown are without a thumbnail.
 
-    `members` are the places that lie in a tar. (A reject of a tar has none: no table says where it lies.)
+    `members` are the places that lie in a tar.
     """
     lie = members or {}
     wanted = list(dict.fromkeys(places))
@@ -64,6 +67,29 @@ def look_at(
             size = (outcome.height, outcome.width)
             pictures[of_root[task.root], task.path] = Picture(task.path, image_uri(outcome.thumbnail), size)
     return pictures
+
+
+def find_members(places: Iterable[Place], folders: Iterable[Path]) -> dict[Place, Member]:
+    """Where those of the places lie that are called as members of a tar: `a.tar/member`, or below a source that is one.
+
+    No table says where a reject lies, so the few tars are listed; a damaged one tells what stands before the damage.
+    """
+    roots = {str(folder): folder.resolve() for folder in folders}
+    wanted: dict[tuple[str, str], dict[str, Place]] = {}
+    for folder, path in dict.fromkeys(places):
+        if folder in roots and roots[folder].is_file():
+            wanted.setdefault((folder, ""), {})[path] = folder, path
+        elif ".tar/" in path.lower():
+            end = path.lower().index(".tar/") + 4
+            wanted.setdefault((folder, path[:end]), {})[path[end + 1 :]] = folder, path
+    found: dict[Place, Member] = {}
+    for (folder, tar), names in wanted.items():
+        if _may_open((folder, tar), roots):
+            with contextlib.suppress(TarDamage, OSError):
+                for member in read_members(roots[folder] / tar):
+                    if member.kind == "file" and (place := names.pop(printable(member.name), None)) is not None:
+                        found[place] = tar, member.offset, member.size
+    return found
 
 
 def _may_open(place: Place, roots: dict[str, Path]) -> bool:

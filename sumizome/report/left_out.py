@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sumizome.data.csv_table import unguard
-from sumizome.data.ingest import COPY_COLUMNS, copies_path, rejects_path
+from sumizome.data.ingest_tables import COPY_COLUMNS, copies_path, rejects_path
 from sumizome.data.reject_table import RejectLine, read_rejects
 from sumizome.errors import DataError
 from sumizome.report.gallery import Place

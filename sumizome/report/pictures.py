@@ -3,8 +3,9 @@
 Owns the figures of the page's first sections, all from whole columns: no Python object a picture.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sumizome.data.buckets import BucketReport, Canvases, assign_buckets, bucket_report, cover_sizes, crop_share
-from sumizome.data.manifest import Manifest
+from sumizome.data.manifest import RECORD_VERSION, ManifestRows, picture_sizes
 from sumizome.report.charts import Chart, density, histogram
 
 __all__ = ["BucketRow", "Buckets", "Pictures", "SourceRow", "count_values", "describe_buckets", "describe_pictures"]
@@ -24,6 +25,9 @@ CROPPED = 0.25
 
 _NARROW = 430.0
 """width of a drawing that stands beside two others"""
+
+_RATINGS = 12
+"""most frequent ones shown"""
 
 _SIDES = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 32768)
 
@@ -60,42 +64,98 @@ class Pictures:
     """(height, width) of the picture of fewest pixels, px"""
     largest: tuple[int, int]
     tags_each: Chart
+    ratings: list[tuple[str, int]]
+    """(rating, pictures), the most frequent first; "none" for those whose record told none. Empty where none did"""
+    scored: int
+    """pictures whose record told a score"""
+    scores: Chart | None
 
 
-def describe_pictures(manifest: Manifest) -> Pictures:
+def describe_pictures(manifest: ManifestRows) -> Pictures:
     """Counts and the chart of resolutions; the manifest must have rows."""
-    table = manifest.table
-    source, repeats = table["source"].to_numpy(), table["repeats"].to_numpy()
-    size = table["file_bytes"].to_numpy()
-    height, width = table["height"].to_numpy(), table["width"].to_numpy()
+    source, repeats, size = (manifest.column(name) for name in ("source", "repeats", "file_bytes"))
+    height, width = manifest.column("height"), manifest.column("width")
     pixels = height.astype(np.int64) * width
-    tags = pc.list_value_length(table["tags"]).to_numpy()
     by_source = [
         np.bincount(source, weights=weights, minlength=len(manifest.sources)) for weights in (None, repeats, size)
     ]
     ends = (int(pixels.argmin()), int(pixels.argmax()))
     smallest, largest = ((int(height[row]), int(width[row])) for row in ends)
+    texts, scores = _texts(manifest), _scores(manifest)
     return Pictures(
-        count=len(table),
+        count=len(manifest),
         showings=int(repeats.sum()),
         bytes=int(size.sum()),
         sources=[
             SourceRow(str(folder), *(int(column[index]) for column in by_source))
             for index, folder in enumerate(manifest.sources)
         ],
-        formats=count_values(table["format"].combine_chunks()),
-        repeats=sorted(count_values(table["repeats"].combine_chunks())),
-        untagged=int((tags == 0).sum()),
-        kept=int((table["kept_tags"].to_numpy() > 0).sum()),
-        doubled=int(pc.sum(pc.match_substring(table["id"], "-")).as_py() or 0),
+        formats=sorted(texts.formats.items(), key=lambda pair: (-pair[1], pair[0])),
+        repeats=sorted(count_values(pa.array(repeats))),
+        untagged=int((texts.tags == 0).sum()),
+        kept=int((manifest.column("kept_tags") > 0).sum()),
+        doubled=texts.doubled,
         sizes=density(
             "Width and height of the pictures", width, height, "width, px (logarithmic)", "height, px", ticks=_SIDES
         ),
         megapixels=_megapixels(pixels),
         smallest=smallest,
         largest=largest,
-        tags_each=_tags_each(tags),
+        tags_each=_tags_each(texts.tags),
+        ratings=_ratings(manifest),
+        scored=len(scores),
+        scores=_score_chart(scores) if len(scores) else None,
     )
+
+
+class _Texts(NamedTuple):
+    """What is told of the columns that hold no numbers."""
+
+    formats: Counter[str]
+    tags: NDArray[np.integer]
+    """of each picture"""
+    doubled: int
+
+
+def _texts(manifest: ManifestRows) -> _Texts:
+    formats: Counter[str] = Counter()
+    tags, doubled = [np.empty(0, np.int32)], 0
+    for part in manifest.parts(["id", "format", "tags"]):
+        for row in pc.value_counts(part["format"]).to_pylist():
+            formats[row["values"]] += row["counts"]
+        tags.append(pc.list_value_length(part["tags"]).to_numpy())
+        doubled += pc.sum(pc.match_substring(part["id"], "-")).as_py() or 0
+    return _Texts(formats, np.concatenate(tags), doubled)
+
+
+def _ratings(manifest: ManifestRows) -> list[tuple[str, int]]:
+    if manifest.version < RECORD_VERSION:
+        return []
+    counts: Counter[str] = Counter()
+    for part in manifest.parts(["rating"]):
+        for row in pc.value_counts(part["rating"]).to_pylist():
+            counts[row["values"] or "none"] += row["counts"]
+    return counts.most_common(_RATINGS) if set(counts) != {"none"} else []
+
+
+def _scores(manifest: ManifestRows) -> NDArray[np.float64]:
+    """Of the pictures that have one."""
+    if manifest.version < RECORD_VERSION:
+        return np.empty(0)
+    parts = (pc.drop_null(part["score"]).to_numpy() for part in manifest.parts(["score"]))
+    return np.concatenate([np.empty(0), *parts])
+
+
+def _score_chart(scores: NDArray[np.float64]) -> Chart:
+    """Between the 1st and 99th percentile; what lies beyond is counted in the bars at the ends."""
+    low, high = np.percentile(scores, [1, 99])
+    if (scores == np.rint(scores)).all():
+        step = max(1.0, np.ceil((high - low) / 24))
+        edges = np.floor(low) + step * np.arange(2 + (high - np.floor(low)) // step)
+    else:
+        edges = np.linspace(low, high if high > low else low + 1, 25)
+    counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), bins=edges)
+    return histogram("Pictures by score", counts.tolist(), edges.tolist(), "score, as the records tell it")
 
 
 def count_values(column: pa.Array) -> list[tuple[Any, int]]:
@@ -167,9 +227,9 @@ class Buckets:
     """(row of the manifest, share cut off), the worst first"""
 
 
-def describe_buckets(manifest: Manifest, table: Canvases, max_aspect_error: float) -> Buckets:
+def describe_buckets(manifest: ManifestRows, table: Canvases, max_aspect_error: float) -> Buckets:
     """The pictures in the canvases of a bucket table; those beyond `max_aspect_error` are counted apart."""
-    sizes = np.stack([manifest.table[side].to_numpy().astype(np.int64) for side in ("height", "width")], axis=1)
+    sizes = picture_sizes(manifest)
     report = bucket_report(sizes, table, max_aspect_error)
     bucket, error = assign_buckets(sizes, table)
     kept = np.flatnonzero(error < max_aspect_error)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sumizome.data.captions import CaptionConfig, plain_caption
-from sumizome.data.manifest import Manifest
+from sumizome.data.manifest import ManifestRows
 from sumizome.data.tag_table import FrequencyClass, frequency_classes
 from sumizome.data.tags import TagWeightConfig
 from sumizome.models.text_encoding import count_chunks
@@ -25,7 +25,7 @@ _SHOWN = 24
 """most frequent tags shown of each category"""
 _DERIVED = ("rating", "quality", "year")
 """categories whose tags are shown as a distribution"""
-_WINDOW = 100_000
+_WINDOW = 25_000
 """captions that are text at the same time"""
 
 
@@ -180,7 +180,7 @@ class Tokens:
 
 
 def describe_tokens(
-    manifest: Manifest, config: CaptionConfig, categories: Mapping[str, str], max_chunks: int, sample: int
+    manifest: ManifestRows, config: CaptionConfig, categories: Mapping[str, str], max_chunks: int, sample: int
 ) -> Tokens:
     """The chunks that plain captions need (all tags, nothing dropped by chance), of a random `sample` of them."""
     total = len(manifest)
@@ -218,8 +218,8 @@ def describe_tokens(
 
 
 def _captions(
-    manifest: Manifest, rows: NDArray[np.int64], config: CaptionConfig, categories: Mapping[str, str]
+    manifest: ManifestRows, rows: NDArray[np.int64], config: CaptionConfig, categories: Mapping[str, str]
 ) -> Sequence[str]:
-    some = manifest.table.select(["tags", "kept_tags"]).take(pa.array(rows)).to_pydict()
+    some = manifest.take(rows, ["tags", "kept_tags"]).to_pydict()
     pairs = zip(some["tags"], some["kept_tags"], strict=True)
     return [plain_caption(tags, kept, config, categories=categories) for tags, kept in pairs]

@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 
+from sumizome.data.batch_plan import check_world
 from sumizome.data.latent_statistics import stated_statistics
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import BatchLoader, build_loader
 from sumizome.data.shard_cache import CacheConfig
 from sumizome.data.store import is_remote
 from sumizome.diffusion.loss import build_loss
-from sumizome.diffusion.schedule import NoiseSchedule, ScheduleConfig, build_noise_schedule
-from sumizome.distributed.parallelize import Parallel, parallelize, resolve_strategy
+from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
+from sumizome.distributed.parallelize import Parallel, parallelize, put_shard, resolve_strategy
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError, ConfigError
 from sumizome.inference import check_canvas
+from sumizome.models.model_weights import fill_shards
 from sumizome.models.networks import building_blocks
-from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.models.sdxl import Component, SDXLModel, load_model
 from sumizome.models.vae import apply_latent_statistics
 from sumizome.seeds import derive_seed
 from sumizome.settings import as_mapping
@@ -38,15 +40,16 @@ from sumizome.train.run_dir import (
     check_base_model,
     read_run_config,
     record_run,
+    stored_digests,
     table_digest,
     trained_networks,
     trained_parameters,
 )
 from sumizome.train.run_readme import code_facts, data_facts, machine_facts, write_readme
 from sumizome.train.saver import Saver
-from sumizome.train.stages import StagedLoader
+from sumizome.train.stages import StagedLoader, span_at
 from sumizome.train.state import restore
-from sumizome.train.step import Objective
+from sumizome.train.step import Objective, build_timestep_draw
 from sumizome.train.trainer import Trainer
 
 __all__ = ["build_trainer"]
@@ -62,39 +65,68 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
     Raises: ConfigError, ModelError, ShardError, CheckpointError as their parts do, before anything is trained.
     """
     ranks = ranks or Ranks()
-    # Absolute, so that the recorded config means the same from any directory.
+    config = _with_absolute_paths(config)
+    _check_ranks(config, ranks)  # before anything is loaded
+    trainer = _new_trainer(config, ranks)
+    saved, complaints = _newest_checkpoint(trainer)
+    ranks.first(lambda: _record(trainer))
+    if saved is not None:
+        restore(saved, trainer.parameters, trainer.optimizer, trainer.ema)
+        trainer.steps_done = trainer.saver.saved_step = saved.step
+    return trainer, complaints
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The recorded config then means the same from any directory."""
     stages = tuple(
         replace(stage, latents=str(_absolute(Path(stage.latents)))) if stage.latents else stage
         for stage in config.stage
     )
-    config = replace(config, model=config.model.resolve(), latents=_absolute(config.latents), stage=stages)
-    _check_memory_savers(config, resolve_strategy(config.parallel, ranks))  # before anything is loaded
+    return replace(config, model=config.model.resolve(), latents=_absolute(config.latents), stage=stages)
+
+
+def _absolute(latents: Path) -> Path:
+    return latents if is_remote(latents) else latents.resolve()
+
+
+def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    """Raises: ConfigError for a setting that is not for so many ranks, in any stage."""
+    strategy = resolve_strategy(config.parallel, ranks)
+    for span in config.spans():
+        check_world(span.micro_batches_per_step, ranks.world)
+    if config.optim.fused_backward and strategy != "none":
+        raise ConfigError(
+            f"optim.fused_backward is for one device, here several train together ({strategy}); set it to false"
+        )
+    if config.optim.name == "adamw8bit" and strategy in ("fsdp", "hybrid"):
+        raise ConfigError(
+            f'optim.name = "adamw8bit" cannot be cut over ranks ({strategy}); take "adamw" or parallel.strategy = "ddp"'
+        )
+
+
+def _new_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
+    """At step 0, from the base model."""
     precision = build_precision(config.precision, ranks.device)
     schedule = build_noise_schedule(config.schedule)
     model, facts, parallel = _build_model(config, ranks, precision)
     loader = _build_loader(config, facts, ranks)
-    facts = {**facts, "latents": loader.fingerprint}
+    facts |= {"latents": loader.fingerprint}
     if isinstance(loader, StagedLoader):
-        facts["latents_of_stages"] = loader.fingerprints
+        facts |= {"latents_of_stages": loader.fingerprints}
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     objective = Objective(schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type))
-    checkpoints = config.run_dir / "checkpoints"
-    mirror = CheckpointMirror(config.checkpoint.mirror, config.checkpoint.keep) if config.checkpoint.mirror else None
-    trainer = Trainer(
+    base = facts["base_prediction"]
+    base_schedule = build_noise_schedule(ScheduleConfig(**base["schedule"]))
+    return Trainer(
         config=config,
         model=model,
         objective=replace(objective, noise_offset=config.noise_offset),
+        draw_timesteps=build_timestep_draw(config.timestep_sampling, schedule, config.seed, config.timestep_shift_from),
         loader=loader,
         parameters=parameters,
         optimizer=build_optimizer(config.optim, parameters, config.seed),
         ema=Ema(config.ema, parameters),
-        saver=Saver(
-            checkpoints,
-            ranks,
-            keep=config.checkpoint.keep,
-            asynchronous=config.checkpoint.asynchronous,
-            mirror=mirror,
-        ),
+        saver=_build_saver(config, ranks),
         facts=facts,
         ranks=ranks,
         parallel=parallel,
@@ -107,91 +139,97 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trai
             precision,
             parallel,
             ranks,
-            base=(facts["base_prediction"]["prediction_type"], _base_schedule(facts)),
+            base=(base["prediction_type"], base_schedule),
         ),
     )
-    ranks.first(lambda: remove_unfinished(checkpoints))
-    complaints = ranks.first(lambda: mirror.bring_back(checkpoints)) if mirror else []
-    saved, damages = latest_checkpoint(checkpoints, ranks=ranks)
+
+
+def _build_saver(config: TrainConfig, ranks: Ranks) -> Saver:
+    settings = config.checkpoint
+    mirror = CheckpointMirror(settings.mirror, settings.keep) if settings.mirror else None
+    return Saver(
+        config.run_dir / "checkpoints",
+        ranks,
+        keep=settings.keep,
+        asynchronous=settings.asynchronous,
+        mirror=mirror,
+    )
+
+
+def _newest_checkpoint(trainer: Trainer) -> tuple[SavedCheckpoint | None, list[str]]:
+    """What to go on from, here or in the mirror, and what was wrong on the way. Collective."""
+    ranks, saver, config = trainer.ranks, trainer.saver, trainer.config
+    ranks.first(lambda: remove_unfinished(saver.directory))
+    mirror = saver.mirror
+    complaints = ranks.first(lambda: mirror.bring_back(saver.directory)) if mirror else []
+    saved, damages = latest_checkpoint(saver.directory, ranks=ranks)
     complaints += [f"{damage}; going on from the checkpoint before it" for damage in damages]
     if saved is not None:
-        complaints += ranks.first(lambda: _lr_complaint(config))
+        step = saved.step
+        complaints += ranks.first(lambda: _lr_complaint(config, step))
         _check_origin(trainer, saved)
-    environment = {
+    return saved, complaints
+
+
+def _record(trainer: Trainer) -> None:
+    """Writes what the run is into its directory. Raises: ConfigError if it was begun as something else."""
+    config, loader = trainer.config, trainer.loader
+    facts = {
+        **trainer.facts,
         **code_facts(),
-        **machine_facts(ranks.device),
+        **machine_facts(trainer.device),
         "data": data_facts(loader.loaders if isinstance(loader, StagedLoader) else [loader]),
         **table_digest(config.tag_weights.table),
-        "device": str(ranks.device),
-        "ranks": ranks.world,
-        "strategy": parallel.strategy,
+        "device": str(trainer.device),
+        "ranks": trainer.ranks.world,
+        "strategy": trainer.parallel.strategy,
     }
-    ranks.first(lambda: record_run(config, {**facts, **environment}))
-    ranks.first(lambda: write_readme(config, {**facts, **environment}))
-    ranks.first(lambda: checkpoints.mkdir(exist_ok=True))
-    if saved is not None:
-        restore(saved, trainer.parameters, trainer.optimizer, trainer.ema)
-        trainer.steps_done = trainer.saver.saved_step = saved.step
-    return trainer, complaints
-
-
-def _check_memory_savers(config: TrainConfig, strategy: str) -> None:
-    """Raises: ConfigError for a setting that works on one device alone."""
-    if config.optim.fused_backward and strategy != "none":
-        raise ConfigError(
-            f"optim.fused_backward is for one device, here several train together ({strategy}); set it to false"
-        )
-    if config.optim.name == "adamw8bit" and strategy in ("fsdp", "hybrid"):
-        raise ConfigError(
-            f'optim.name = "adamw8bit" cannot be cut over ranks ({strategy}); take "adamw" or parallel.strategy = "ddp"'
-        )
+    record_run(config, facts)
+    write_readme(config, facts)
+    trainer.saver.directory.mkdir(exist_ok=True)
 
 
 def _build_model(config: TrainConfig, ranks: Ranks, precision: Precision) -> tuple[SDXLModel, dict[str, Any], Parallel]:
     """The base model, spread over the ranks, with gradients on what is trained; and its digests.
 
-    The VAE, which only previews use, stays frozen and whole, as do text encoders that are not trained.
+    The VAE, which only previews use, stays frozen and whole, as do text encoders that are not trained. What is cut up
+    is never whole in any rank's memory: it is cut on the meta device, and each rank fills its shards from the file.
     """
+    text_is_trained = config.optim.text_encoder_lr > 0
     sharded = resolve_strategy(config.parallel, ranks) in ("fsdp", "hybrid")
-    # A model that is to be cut up is loaded in main memory: no device needs to hold it whole.
-    model = load_model(config.model, device="cpu" if sharded else ranks.device)
-    digests = base_digests(model)  # of the base model's own float32 weights, whatever they are trained in
+    cut: tuple[Component, ...] = ("unet", "text_encoders") if text_is_trained else ("unet",)
+    model = load_model(config.model, device=ranks.device, without_weights=cut if sharded else ())
+    # Of the base model's own float32 weights, whatever they are trained in.
+    digests = ranks.first(lambda: stored_digests(model)) if sharded else base_digests(model)
+    # How the run predicts, not how its base did: previews must sample what is being learned.
+    base = {"prediction_type": model.prediction_type, "schedule": as_mapping(model.schedule_config)}
+    model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
+    _prepare_networks(model, config, precision)
+    trained = trained_networks(model, text_is_trained)
+    parallel = parallelize(
+        trained, building_blocks, ranks, config.parallel, activation_checkpointing=config.gradient_checkpointing
+    )
+    if sharded:
+        fill_shards(config.model, trained, ranks.device, put_shard)
+    if config.offload_text_encoders:
+        for encoder in model.text_encoders:
+            offload(encoder.to("cpu"), ranks.device)
+    return model, {"base_model": digests, "base_prediction": base}, parallel
+
+
+def _prepare_networks(model: SDXLModel, config: TrainConfig, precision: Precision) -> None:
+    """Number format, gradients where they are wanted, and the VAE's statistics; checks that previews can be drawn."""
     statistics = stated_statistics(config.latent_statistics)
     if statistics:  # previews decode with these
         apply_latent_statistics(model.vae, *statistics)
     for name, network in model.networks().items():
         if name != "vae" and precision.weights != torch.float32:
             network.to(precision.weights)
-    # How the run predicts, not how its base did: previews must sample what is being learned.
-    base = {"prediction_type": model.prediction_type, "schedule": as_mapping(model.schedule_config)}
-    model = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
     if config.preview.every:
         check_canvas(model, config.preview.canvas)
     model.vae.requires_grad_(False)
     model.unet.requires_grad_(True).train()
     model.text_encoders.requires_grad_(config.optim.text_encoder_lr > 0)
-    parallel = parallelize(
-        trained_networks(model, config.optim.text_encoder_lr > 0),
-        building_blocks,
-        ranks,
-        config.parallel,
-        activation_checkpointing=config.gradient_checkpointing,
-    )
-    if config.offload_text_encoders:
-        model.unet.to(ranks.device)
-        model.vae.to(ranks.device)
-        for encoder in model.text_encoders:
-            offload(encoder.to("cpu"), ranks.device)
-        return model, {"base_model": digests, "base_prediction": base}, parallel
-    return model.to(ranks.device), {"base_model": digests, "base_prediction": base}, parallel
-
-
-def _base_schedule(facts: dict[str, Any]) -> NoiseSchedule:
-    return build_noise_schedule(ScheduleConfig(**facts["base_prediction"]["schedule"]))
-
-
-def _absolute(latents: Path) -> Path:
-    return latents if is_remote(latents) else latents.resolve()
 
 
 def _build_loader(config: TrainConfig, facts: dict[str, Any], ranks: Ranks) -> BatchLoader | StagedLoader:
@@ -229,14 +267,14 @@ def _open_latents(config: TrainConfig, latents: Path, facts: dict[str, Any]) -> 
     return cache.normalised_by(*statistics) if statistics else cache
 
 
-def _lr_complaint(config: TrainConfig) -> list[str]:
-    """A word on a learning rate that depends on the run's length, when the length changes."""
-    before = read_run_config(config.run_dir).steps
-    if before == config.steps or config.optim.lr_schedule == "constant":
+def _lr_complaint(config: TrainConfig, step: int) -> list[str]:
+    """A word on a learning rate that depends on its stage's length, when that changes after the stage has begun."""
+    before, now = (span_at(each.spans(), step) for each in (read_run_config(config.run_dir), config))
+    if config.optim.lr_schedule == "constant" or before.number != now.number or before.last == now.last:
         return []
     return [
-        f"steps was {before} and is now {config.steps}: from here on the {config.optim.lr_schedule} learning rate is "
-        f"that of {config.steps} steps, so this is not the run that {config.steps} steps from the start would have been"
+        f"steps was {before.last} and is now {now.last}: from here on the {config.optim.lr_schedule} learning rate is "
+        f"that of {now.last} steps, so this is not the run that {now.last} steps from the start would have been"
     ]
 
 

@@ -1,7 +1,7 @@
 """What a run makes of its machine: FLOP a second, their share of the peak (MFU), and the memory in use.
 
-FLOP are those of the model's forward and backward pass as the loss needs them, found on shapes alone (`footprint`),
-once for each bucket and caption length; what checkpointing computes again counts for nothing.
+FLOP are those of the model's forward and backward pass as the loss needs them, in closed form (`flop`); what
+checkpointing computes again counts for nothing.
 """
 
 import os
@@ -18,7 +18,7 @@ from sumizome.distributed.runtime import Ranks
 from sumizome.models.networks import build_network
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.vae import vae_factor
-from sumizome.train.footprint import forward_flop
+from sumizome.train.flop import image_flop
 from sumizome.train.step import StepLoss
 
 __all__ = ["Efficiency", "device_peak", "memory_in_use"]
@@ -32,14 +32,13 @@ class Efficiency:
 
     def __init__(self, model: SDXLModel, *, text_is_trained: bool, peak: float | None) -> None:
         """`peak`: FLOP/s of one device; None where nobody knows it."""
-        self._unet_config = dict(model.unet.config)
-        self._vae_factor = vae_factor(model.vae)
-        encoders = list(model.text_encoders)
-        tables = sum(encoder.get_input_embeddings().weight.numel() for encoder in encoders)
-        weights = sum(parameter.numel() for encoder in encoders for parameter in encoder.parameters()) - tables
-        self._text_flop = 2.0 * weights * (3 if text_is_trained else 1)  # a token
+        self._flop = image_flop(
+            build_network("unet", dict(model.unet.config), device="meta"),
+            model.text_encoders,
+            vae_factor=vae_factor(model.vae),
+            text_is_trained=text_is_trained,
+        )
         self._peak = peak
-        self._flop: dict[_Shape, float] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -54,20 +53,11 @@ class Efficiency:
 
     def summary(self, ranks: Ranks, seconds: float) -> dict[str, float]:
         """The window's part of a record; `seconds` are those that its steps took together. Collective."""
-        flop = sum(count * self._flop_of(shape) for shape, count in self._samples.items())
+        flop = sum(count * self._flop(*shape) for shape, count in self._samples.items())
         (total,) = ranks.sums([flop])
         rate = total / seconds / ranks.world if seconds else 0.0
         told = {"tflop_per_second": rate / 1e12}
         return told | ({"mfu": rate / self._peak} if self._peak else {})
-
-    def _flop_of(self, shape: _Shape) -> float:
-        """Of one image's forward and backward pass."""
-        if shape not in self._flop:
-            canvas, tokens = shape
-            unet = build_network("unet", self._unet_config, device="meta")
-            forward = forward_flop(unet, canvas=canvas, vae_factor=self._vae_factor, tokens=tokens)
-            self._flop[shape] = 3 * forward + self._text_flop * tokens
-        return self._flop[shape]
 
 
 def device_peak(device: torch.device, precision: str, tflops: float) -> float | None:

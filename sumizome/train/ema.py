@@ -38,6 +38,7 @@ class Ema:
         self.config = config
         self.parameters = dict(parameters)
         self.average = {name: self._place(p.detach().float()).clone() for name, p in parameters.items()}
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor.cpu() if self.config.device == "cpu" else tensor
@@ -50,16 +51,19 @@ class Ema:
         whole length. A function of the step alone, so a resume needs no count of its own.
         """
         decay = min(self.config.decay, (1 + steps_done) / (10 + steps_done))
-        beside, averages = [], []
-        for name, parameter in self.parameters.items():
-            average, weight = local(self.average[name]), local(parameter.detach())
-            if weight.dtype == average.dtype and weight.device == average.device:
-                averages.append(average)
-                beside.append(weight)
-            else:  # one at a time: copies of all weights at once would not fit
-                average.lerp_(self._place(weight.float()), 1 - decay)
-        if averages:
-            torch._foreach_lerp_(averages, beside, 1 - decay)
+        averages, weights = self._pairs = self._pairs or self._local_pairs()
+        if all(map(_alike, averages[:1], weights[:1])):  # all parameters are of one kind
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+            return
+        for average, weight in zip(averages, weights, strict=True):
+            # One at a time: copies of all weights at once would not fit.
+            average.lerp_(self._place(weight.float()), 1 - decay)
+
+    def _local_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """(averages, weights) that this rank holds, sharing their memory, which neither ever changes."""
+        names = list(self.parameters)
+        weights = [local(self.parameters[name].detach()) for name in names]
+        return [local(self.average[name]) for name in names], weights
 
     @contextlib.contextmanager
     @torch.no_grad()
@@ -91,3 +95,7 @@ class Ema:
             self._exchange(name)
         else:
             local(self.parameters[name].detach()).copy_(kept)
+
+
+def _alike(average: Tensor, weight: Tensor) -> bool:
+    return average.dtype == weight.dtype and average.device == weight.device

@@ -1,12 +1,17 @@
-"""Gradient norms by part of the model: which part a step moves, and which one explodes first."""
+"""Gradient norms by part of the model: which part a step moves, and which one explodes first.
+
+The global norm is taken from those of the parts, so that every gradient is read once.
+"""
 
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sumizome.distributed.parallelize import whole
 
-__all__ = ["norms_by_part", "part_of"]
+__all__ = ["GradientNorms", "global_norm", "part_of"]
 
 _SIDES = ("down_blocks", "mid_block", "up_blocks")
 
@@ -19,10 +24,31 @@ def part_of(name: str) -> str:
     return f"unet.{inner}" if inner in _SIDES else "unet.rest"
 
 
-def norms_by_part(parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
-    """The norm of each part's gradients; their squares add up to the global one's. Collective where they are cut up."""
-    parts: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        parts.setdefault(part_of(name), []).append(parameter)
-    gradients = {part: [p.grad for p in members if p.grad is not None] for part, members in parts.items()}
-    return {part: float(whole(nn.utils.get_total_norm(found))) for part, found in gradients.items() if found}
+class GradientNorms:
+    """The norm of each part's gradients, as they are when it is called."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            self._parts.setdefault(part_of(name), []).append(parameter)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """By part; parts without any gradient are left out. Collective where gradients are cut up."""
+        gradients = {
+            part: [gradient for p in members if (gradient := p.grad) is not None]
+            for part, members in self._parts.items()
+        }
+        return {part: _norm(found) for part, found in gradients.items() if found}
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of some gradients together."""
+    if isinstance(gradients[0], DTensor):
+        return whole(nn.utils.get_total_norm(gradients))
+    # What that does, without sorting tensors by device first: they are on one.
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def global_norm(norms: Mapping[str, Tensor]) -> Tensor:
+    """The norm of all gradients together, from those of the parts."""
+    return torch.linalg.vector_norm(torch.stack(list(norms.values())))

@@ -54,7 +54,8 @@ def build_observers(
     """Validation, previews and brightness, where the settings ask for them. `base`: how the base model predicts."""
 
     def losses_of(sample_loss: SampleLoss, timesteps: Sequence[int]) -> dict[str, float]:
-        batches = list(loader.validation_batches(config.micro_batch_size))
+        # As many at a time as the stage trains on whose pictures they are.
+        batches = list(loader.validation_batches(config.spans()[0].micro_batch_size))
         with precision.autocast():
             return validation_loss(model, sample_loss, batches, timesteps, config.max_chunks, ranks)
 

@@ -60,10 +60,10 @@ class OptimConfig:
     """Gradients are scaled down to this global norm; 0 = no clipping."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ConfigError(f"optim.lr is {self.lr}; give a learning rate above 0, such as 1e-5")
-        if self.text_encoder_lr < 0 or self.warmup_steps < 0 or self.max_grad_norm < 0:
-            raise ConfigError("optim.text_encoder_lr, optim.warmup_steps and optim.max_grad_norm cannot be negative")
+        if not 0 <= self.text_encoder_lr < math.inf or self.warmup_steps < 0 or self.max_grad_norm < 0:
+            raise ConfigError("optim.text_encoder_lr, warmup_steps and max_grad_norm are numbers of 0 or more")
         for pattern, factor in self.lr_of.items():
             if not (factor >= 0 and math.isfinite(factor)):
                 raise ConfigError(f'optim.lr_of "{pattern}" is {factor}; give 0 (keep that part as it is) or more')

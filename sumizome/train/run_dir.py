@@ -28,6 +28,7 @@ from sumizome.data.latent_statistics import stated_statistics
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError, ConfigError
 from sumizome.files import hold_lock, sha256_of, write_atomically
+from sumizome.models.model_weights import stored_digest
 from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.models.vae import apply_latent_statistics, model_digest, vae_digest
 from sumizome.settings import as_mapping, read_toml, to_toml
@@ -42,6 +43,7 @@ __all__ = [
     "load_trained_model",
     "read_run_config",
     "record_run",
+    "stored_digests",
     "table_digest",
     "trained_networks",
     "trained_parameters",
@@ -97,7 +99,8 @@ def record_run(config: TrainConfig, facts: Mapping[str, Any]) -> None:
         _check_unchanged(path, config)
         _check_stages(config)
         _check_table(config.run_dir, facts.get(_TABLE))
-    _write_text(path, to_toml(config))
+    # Absolute: the recorded settings go on with this run from any directory.
+    _write_text(path, to_toml(replace(config, run_dir=config.run_dir.absolute())))
     environment = {
         "sumizome": __version__,
         **{name: _version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
@@ -199,6 +202,18 @@ def base_digests(model: SDXLModel) -> dict[str, str]:
         "text_encoders": model_digest(model.text_encoders),
         "vae": vae_digest(model.vae),
     }
+
+
+def stored_digests(model: SDXLModel) -> dict[str, str]:
+    """As `base_digests`, out of the file for networks that have no weights yet."""
+    assert model.source is not None
+    names = {"unet": ("unet",), "text_encoders": ("text_encoder", "text_encoder_2")}
+    networks = model.networks()
+    digests = {"vae": vae_digest(model.vae)}
+    for part, of_part in names.items():
+        has_weights = not any(p.is_meta for name in of_part for p in networks[name].parameters())
+        digests[part] = model_digest(getattr(model, part)) if has_weights else stored_digest(model.source, *of_part)
+    return digests
 
 
 def check_base_model(run_dir: Path, checkpoint: SavedCheckpoint, digests: Mapping[str, str]) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +69,34 @@ _README = """{name}: a training run of Sumizome {version}{commit}
 Go on, or look whether it is done:   sumizome train {run_dir}/config.toml
 Draw with it:                        sumizome sample --model {run_dir} --prompt … --out pictures
 Make a model file of it:             sumizome export {run_dir} …
-Watch it:                            tensorboard --logdir {run_dir}/tensorboard
 
-config.toml             the settings in full; what was not set has its default
-environment.json        versions, commit, device, digests of the base model, fingerprints of the latents
-metrics.jsonl           one JSON object a line: losses, rates, norms, speed, memory; validation and brightness when due
-loss_by_timestep.txt    the loss by timestep before the run and at its last validation
-checkpoints/            the training state; each is whole, with a manifest of SHA-256
-previews/               the preview prompts, the same seeds each time
-samples/                what each step trained on, with log_samples = true
+{files}
 """
+
+
+def _files(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """What the run writes, and what it is."""
+    yield "config.toml", "the settings in full; what was not set has its default"
+    yield "environment.json", "versions, commit, device, digests of the base model, fingerprints of the latents"
+    yield "metrics.jsonl", "a JSON object a line: losses, rates, norms, speed, memory; validation, brightness when due"
+    yield "checkpoints/", "the training state; each is whole, with a manifest of SHA-256"
+    if config.validation.every and config.validation.count:
+        yield "loss_by_timestep.txt", "the loss by timestep before the run and at its last validation"
+    if config.preview.every:
+        yield "previews/", "the preview prompts, the same seeds each time"
+    if config.tensorboard:
+        yield "tensorboard/", f"the same numbers and pictures: tensorboard --logdir {config.run_dir}/tensorboard"
+    if config.wandb:
+        yield "wandb/", f"the same for Weights & Biases, project {config.wandb}; wandb-run-id.txt is this run's there"
+    if config.log_samples:
+        yield "samples/", "what each step trained on, a file a rank"
 
 
 def write_readme(config: TrainConfig, facts: Mapping[str, Any]) -> Path:
     """Writes run_dir/README.txt."""
+    config = replace(config, run_dir=config.run_dir.absolute())
     stages = config.spans()
-    said = [f"It trains {config.model.name} to predict {config.prediction_type} for {config.steps} steps."]
+    said = [f"It trains {config.model.name} for {config.steps} steps; the U-Net learns {config.prediction_type}."]
     base = facts.get("base_prediction", {})
     if base and base["prediction_type"] != config.prediction_type:
         said.append(f"The base predicts {base['prediction_type']}; its loss before is in metrics.jsonl at step 0.")
@@ -100,6 +113,7 @@ def write_readme(config: TrainConfig, facts: Mapping[str, Any]) -> Path:
         commit=f", commit {commit[:12]}{'+changes' if commit.endswith('+changes') else ''}" if commit else "",
         summary="\n".join(said),
         run_dir=config.run_dir,
+        files="\n".join(f"{name:<24}{what}" for name, what in _files(config)),
     )
     path = config.run_dir / "README.txt"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), failure=CheckpointError)

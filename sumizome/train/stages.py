@@ -6,6 +6,7 @@ validation are the first stage's for the whole run, and no later stage trains on
 Source: report §3, less to more curated data.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ class Stage:
         for name in ("steps", "lr", "micro_batch_size", "micro_batches_per_step"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"stage.{name} is {getattr(self, name)}; it cannot be negative")
+        if not math.isfinite(self.lr):
+            raise ConfigError(f"stage.lr is {self.lr}; give a learning rate above 0, or leave it out")
 
 
 @dataclass(frozen=True)

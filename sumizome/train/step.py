@@ -4,10 +4,11 @@ Nothing here branches on configuration: what varies (loss, schedule, prediction 
 in as values and callables. All randomness is a function of the sample's seed or of (run seed, step, position).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +24,11 @@ from sumizome.seeds import derive_seed, generator
 from sumizome.shapes import Latents, PerSample, Timesteps
 
 __all__ = [
+    "DrawTimesteps",
     "Objective",
     "StepLoss",
     "TimestepSampling",
+    "build_timestep_draw",
     "condition",
     "denoising_loss",
     "draw_noise",
@@ -35,6 +38,9 @@ __all__ = [
 ]
 
 TimestepSampling = Literal["stratified", "uniform"]
+
+DrawTimesteps: TypeAlias = Callable[[TrainBatch, int, Float[Tensor, " b"]], Timesteps]
+"""(batch, step, positions of its samples in the global batch, in [0, 1)) → a timestep for each sample, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,21 @@ def draw_noise(seeds: Int[Tensor, " b"], shape: tuple[int, ...], offset: float =
         draws = [torch.randn(places, generator=generator(seed, "noise offset")) for seed in seeds.tolist()]
         noise = noise + offset * torch.stack(draws)
     return noise
+
+
+def build_timestep_draw(
+    sampling: TimestepSampling, schedule: NoiseSchedule, run_seed: int, shift_from: int = 0
+) -> DrawTimesteps:
+    """How a run draws timesteps; `shift_from` is the side in px of the canvas that the schedule suits, 0 = any."""
+
+    def draw(batch: TrainBatch, step: int, positions: Float[Tensor, " b"]) -> Timesteps:
+        return draw_timesteps(sampling, schedule.num_timesteps, batch.seeds, run_seed, step, positions)
+
+    def draw_shifted(batch: TrainBatch, step: int, positions: Float[Tensor, " b"]) -> Timesteps:
+        height, width = batch.time_ids[0, 4:].tolist()  # the bucket, px
+        return shifted_timesteps(schedule, math.sqrt(height * width) / shift_from)[draw(batch, step, positions)]
+
+    return draw_shifted if shift_from else draw
 
 
 def draw_timesteps(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sumizome.data.shards import CachePlan, load_plan
+from sumizome.data.latent_plan import CachePlan, load_plan
 from sumizome.errors import CheckpointError, ShardError
 from sumizome.settings import as_mapping
 from sumizome.train.config import TrainConfig
 from sumizome.train.metrics import read_metrics
 from sumizome.train.run_dir import read_run_config
+from sumizome.train.stages import Span, samples_before, span_at
 
 __all__ = ["TRAINING_KEY", "TrainingSummary", "training_summary"]
 
@@ -40,9 +41,10 @@ def training_summary(run_dir: Path, step: int, weights: str) -> TrainingSummary:
     config = read_run_config(run_dir)
     records = [record for record in read_metrics(run_dir / "metrics.jsonl") if record["step"] <= step]
     facts = _facts(run_dir / "checkpoints" / f"step-{step:08d}" / "state.json")
-    plan = _latents_plan(config.latents, facts)
+    stage = span_at(config.spans(), step - 1)
+    plan = _latents_plan(stage, facts)
     ours = _ours(config, records, facts, plan, step, weights)
-    metadata = {**_kohya(config, ours, plan, run_dir), TRAINING_KEY: json.dumps(ours)}
+    metadata = {**_kohya(config, stage, ours, plan, run_dir), TRAINING_KEY: json.dumps(ours)}
     return TrainingSummary(metadata, _squarest(plan) if plan else None)
 
 
@@ -61,13 +63,15 @@ def _squarest(plan: CachePlan) -> tuple[int, int]:
     return height, width
 
 
-def _latents_plan(latents: Path, facts: Mapping[str, Any]) -> CachePlan | None:
-    """What the latents hold, if they are still there and still those that the run was trained on."""
+def _latents_plan(stage: Span, facts: Mapping[str, Any]) -> CachePlan | None:
+    """What the stage's latents hold, if they are still there and still those that it was trained on."""
     try:
-        plan = load_plan(latents)
+        plan = load_plan(Path(stage.latents))
     except ShardError:
         return None
-    return plan if plan.fingerprint.digest == facts.get("latents") else None
+    of_stages = facts.get("latents_of_stages", [facts.get("latents")])
+    trained_on = of_stages[stage.number] if stage.number < len(of_stages) else None
+    return plan if plan.fingerprint.digest == trained_on else None
 
 
 def _ours(
@@ -78,13 +82,14 @@ def _ours(
     step: int,
     weights: str,
 ) -> dict[str, Any]:
-    per_step = config.micro_batch_size * config.micro_batches_per_step
+    spans = config.spans()
+    begun = [span for span in spans if span.first < step]
     square = _squarest(plan) if plan else None
     summary: dict[str, Any] = {
         "steps": step,
-        "samples_seen": max([record["samples_seen"] for record in records if "samples_seen" in record], default=0)
-        or step * per_step,
-        "global_batch_size": per_step,
+        "samples_seen": samples_before(spans, step),
+        "global_batch_size": begun[-1].images_per_step,
+        "stages": [_as_told(span, step, config.optim.lr) for span in begun] if len(spans) > 1 else None,
         "weights": weights,
         "base_model": config.model.name,
         "base_unet_sha256": facts.get("base_model", {}).get("unet"),
@@ -105,6 +110,12 @@ def _ours(
     return {key: value for key, value in summary.items() if value is not None}
 
 
+def _as_told(span: Span, step: int, lr: float) -> dict[str, Any]:
+    """A stage as far as it has come."""
+    steps = min(span.last, step) - span.first
+    return {"name": span.name, "steps": steps, "global_batch_size": span.images_per_step, "lr": lr * span.lr_factor}
+
+
 def _last(records: list[dict[str, Any]], key: str) -> Any:
     return next((record[key] for record in reversed(records) if key in record), None)
 
@@ -118,8 +129,14 @@ def _without_paths(mapping: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _kohya(config: TrainConfig, ours: Mapping[str, Any], plan: CachePlan | None, run_dir: Path) -> dict[str, str]:
-    """The keys that A1111 and its kin show. None of a network (LoRA), or readers would take the model for one."""
+_OPTIMIZERS = {"adamw": "AdamW", "adamw8bit": "AdamW8bit", "adafactor": "Adafactor"}
+
+
+def _kohya(
+    config: TrainConfig, stage: Span, ours: Mapping[str, Any], plan: CachePlan | None, run_dir: Path
+) -> dict[str, str]:
+    """The keys that A1111 and its kin show, as the last stage has them. None of a network (LoRA), or readers would take
+    the model for one."""
     told: dict[str, Any] = {
         "ss_base_model_version": "sdxl_base_v1-0",
         "ss_sd_model_name": config.model.name,
@@ -127,15 +144,15 @@ def _kohya(config: TrainConfig, ours: Mapping[str, Any], plan: CachePlan | None,
         "ss_steps": ours["steps"],
         "ss_max_train_steps": config.steps,
         "ss_seed": config.seed,
-        "ss_learning_rate": config.optim.lr,
-        "ss_unet_lr": config.optim.lr,
-        "ss_text_encoder_lr": config.optim.text_encoder_lr,
+        "ss_learning_rate": config.optim.lr * stage.lr_factor,
+        "ss_unet_lr": config.optim.lr * stage.lr_factor,
+        "ss_text_encoder_lr": config.optim.text_encoder_lr * stage.lr_factor,
         "ss_lr_scheduler": config.optim.lr_schedule,
         "ss_lr_warmup_steps": config.optim.warmup_steps,
-        "ss_optimizer": "AdamW",
-        "ss_batch_size_per_device": config.micro_batch_size,
+        "ss_optimizer": _OPTIMIZERS[config.optim.name],
+        "ss_batch_size_per_device": stage.micro_batch_size,
         "ss_total_batch_size": ours["global_batch_size"],
-        "ss_gradient_accumulation_steps": config.micro_batches_per_step,
+        "ss_gradient_accumulation_steps": stage.micro_batches_per_step,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
         "ss_mixed_precision": config.precision,
         "ss_max_token_length": 75 * config.max_chunks,

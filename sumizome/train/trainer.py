@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sumizome.data.batch_plan import share
 from sumizome.data.loader import BatchLoader, TrainBatch
-from sumizome.distributed.parallelize import Parallel, whole
+from sumizome.distributed.parallelize import Parallel
 from sumizome.distributed.runtime import Ranks
 from sumizome.distributed.watchdog import Watchdog
 from sumizome.errors import NonFiniteError
@@ -28,7 +28,7 @@ from sumizome.train.config import TrainConfig
 from sumizome.train.efficiency import Efficiency, device_peak, memory_in_use
 from sumizome.train.ema import Ema
 from sumizome.train.fused_backward import FusedBackward
-from sumizome.train.gradient_norms import norms_by_part
+from sumizome.train.gradient_norms import GradientNorms, global_norm
 from sumizome.train.metrics import Metrics, NoMetrics, SampleLog, Window
 from sumizome.train.observers import Observer
 from sumizome.train.optim import apply_lr, lr_factor
@@ -37,7 +37,7 @@ from sumizome.train.precision import Precision
 from sumizome.train.saver import Saver
 from sumizome.train.stages import StagedLoader, samples_before, span_at
 from sumizome.train.state import optimizer_tensors
-from sumizome.train.step import Objective, StepLoss, draw_timesteps, shifted_timesteps, training_loss
+from sumizome.train.step import DrawTimesteps, Objective, StepLoss, training_loss
 from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Asked", "StepReport", "Trainer"]
@@ -74,6 +74,7 @@ class Trainer:
     config: TrainConfig
     model: SDXLModel
     objective: Objective
+    draw_timesteps: DrawTimesteps
     loader: BatchLoader | StagedLoader
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer | FusedBackward
@@ -94,6 +95,7 @@ class Trainer:
         peak = device_peak(self.device, self.config.precision, self.config.peak_tflops)
         self._efficiency = Efficiency(self.model, text_is_trained=self.config.optim.text_encoder_lr > 0, peak=peak)
         self._window = Window(self.objective.schedule.num_timesteps)
+        self._gradient_norms = GradientNorms(self.parameters)
         self._pace = Pace(self.device)
         self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
         self._sample_log: SampleLog | None = None
@@ -114,6 +116,7 @@ class Trainer:
             stack.enter_context(self._watchdog)
             batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done))
             try:
+                self._enter_stage(metrics)
                 if not self.steps_done:
                     self._look(metrics, [observer for observer in self.observers if observer.before_training])
                 while self.steps_done < self.config.steps and not self._agreed.stop:
@@ -190,18 +193,7 @@ class Trainer:
     def _timesteps(self, batch: TrainBatch, place: int) -> Tensor:
         rows = len(batch.seeds)
         positions = (place * rows + torch.arange(rows)) / (self._stage.micro_batches_per_step * rows)
-        timesteps = draw_timesteps(
-            self.config.timestep_sampling,
-            self.objective.schedule.num_timesteps,
-            batch.seeds,
-            self.config.seed,
-            self.steps_done,
-            positions,
-        )
-        if self.config.timestep_shift_from:
-            height, width = batch.time_ids[0, 4:].tolist()  # the bucket, px
-            factor = math.sqrt(height * width) / self.config.timestep_shift_from
-            timesteps = shifted_timesteps(self.objective.schedule, factor)[timesteps]
+        timesteps = self.draw_timesteps(batch, self.steps_done, positions)
         if self._sample_log is not None:
             self._sample_log.write(self.steps_done + 1, place, batch, timesteps)
         return timesteps
@@ -215,10 +207,10 @@ class Trainer:
         if isinstance(self.optimizer, FusedBackward):
             return self.optimizer.grad_norm()
         limit = self.config.optim.max_grad_norm or math.inf
+        norms = self._gradient_norms()
         if _due(self.steps_done + 1, self.config.log_every, self._stage.last):
-            self._window.grad_norm_of = norms_by_part(self.parameters)
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients))
+            self._window.grad_norm_of = {part: float(norm) for part, norm in norms.items()}
+        norm = global_norm(norms)
         # Below the limit all gradients would be multiplied by exactly 1. `_agree` reads the norm in any case.
         if float(norm) + _CLIP_EPS >= limit:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)

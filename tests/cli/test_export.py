@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from short_runs import short_run
 
 from sumizome.cli.main import main
 from sumizome.data.latent_statistics import LatentStatisticsConfig
@@ -18,7 +19,7 @@ from sumizome.export import write_single_file
 from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 from sumizome.models.vae import decode_latents, encode_pixels, latent_statistics, normalise
 from sumizome.train.build import build_trainer
-from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
+from sumizome.train.config import CheckpointConfig, PreviewConfig, ValidationConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model
 
 MEAN, STD = (4.8119, 0.1607, 1.3538, -1.7753), (9.9181, 6.2753, 7.5978, 5.9956)
@@ -27,17 +28,11 @@ MEAN, STD = (4.8119, 0.1607, 1.3538, -1.7753), (9.9181, 6.2753, 7.5978, 5.9956)
 @pytest.fixture(scope="module")
 def run_dir(tiny_folder: Path, tiny_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps on latents with the statistics of the report's appendix B."""
-    config = TrainConfig(
-        model=tiny_folder,
-        latents=tiny_latents,
-        run_dir=tmp_path_factory.mktemp("secret-place") / "ink",
+    config = short_run(
+        tiny_folder,
+        tiny_latents,
+        tmp_path_factory.mktemp("secret-place") / "ink",
         steps=2,
-        micro_batch_size=2,
-        micro_batches_per_step=2,
-        max_chunks=1,
-        log_every=1,
-        tensorboard=False,
-        device="cpu",
         latent_statistics=LatentStatisticsConfig(preset="novelai_v3"),
         validation=ValidationConfig(every=2, count=2, timesteps=(999,)),
         preview=PreviewConfig(every=2, prompts=("a",), canvas=(32, 32), sampling_steps=2),
@@ -96,11 +91,15 @@ def test_both_exports_fold_the_statistics_and_draw_what_the_run_draws(written: P
                                    atol=2e-6, rtol=0)  # fmt: skip
 
 
-def test_a_folder_may_state_them_instead_and_keeps_the_vae(run_dir: Path, tiny: SDXLModel, tmp_path: Path) -> None:
+def test_a_folder_may_state_them_instead_and_keeps_the_vae(
+    run_dir: Path, tiny: SDXLModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["export", str(run_dir), "--folder", str(tmp_path / "f"), "--latents", "config", "--dtype", "fp32"]
     assert main(command) == 0
     vae = load_model(tmp_path / "f", components=("vae",)).vae
     assert model_digest(vae) == model_digest(tiny.vae) and latent_statistics(vae).std == STD
+    assert main(["export", str(tmp_path / "f"), "--unet", str(tmp_path / "u.safetensors")]) == 2
+    assert "statistics of their own" in capsys.readouterr().err and not (tmp_path / "u.safetensors").exists()
 
 
 def test_a_unet_alone_is_refused_where_its_latents_need_the_vae(

@@ -1,7 +1,9 @@
 """The command line's face: quick help, one line for an error, status 2, and no traceback for a user's mistake."""
 
+import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,9 +36,36 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert f"usage: sumizome {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("group", sorted({name.split()[0] for name in COMMANDS if " " in name}))
+@pytest.mark.parametrize("flag", [["--help"], ["-h"], []])
+def test_every_group_prints_its_commands(group: str, flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([group, *flag]) == 0
+    text = capsys.readouterr().out
+    for name, what in COMMANDS.items():
+        assert (f"  {name} " in text and what in text) == name.startswith(f"{group} ")
+    assert f"usage: sumizome {group} COMMAND" in text
+
+
+def test_making_a_model_says_nothing_on_stderr(tmp_path: Path) -> None:
+    """In a process of its own, as a user starts it: every import is there that could print something."""
+    command = [sys.executable, "-m", "sumizome", "init", "--out", str(tmp_path / "tiny")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_one_warning_of_bitsandbytes_is_silenced_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "No module named 'kernels'")
+    assert caplog.records == []
+    logger.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["latents", "--top", "3"], ["unknown command 'latents'", "did you mean 'latents stats'"]),
+        (["latents", "stat"], ["unknown command 'latents stat'", "did you mean 'latents stats'"]),
         (["trian"], ["unknown command 'trian'", "did you mean 'train'"]),
         (["train", "none.toml"], ["none.toml", "cannot be read"]),
         (["train", "--stepz", "4"], ["--stepz", "sumizome train --help"]),

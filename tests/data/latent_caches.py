@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from sumizome.data.shards import CachePlan, Fingerprint, commit_unit, write_plan
+from sumizome.data.latent_index import LatentIndex
+from sumizome.data.latent_plan import CachePlan, Fingerprint, write_plan
+from sumizome.data.shards import commit_unit
 
 FINGERPRINT = Fingerprint(
     vae_digest="v" * 64,
@@ -47,3 +50,9 @@ def write_cache(root: Path) -> Path:
         }
         commit_unit(root, PLAN, unit, [latent(number) for number in numbers], columns, [])
     return root
+
+
+def tag_table(index: LatentIndex, rows: np.ndarray) -> pa.Table:
+    """Columns `tags` and `repeats` of some rows, as `tags.tag_loss_weights` takes them."""
+    tags = pa.array(index.tag_lists(rows), pa.list_(pa.string()))
+    return pa.table({"tags": tags, "repeats": np.asarray(index.repeats[rows])})

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 
 from sumizome.data.buckets import BucketConfig, assign_buckets, bucket_table, crop_geometry
 from sumizome.data.canvas import Frame, load_canvas
-from sumizome.data.images import ImageRejected, decode_image
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import decode_image
 
 
 def frame_of(height: int, width: int, area: int = 128, crop: str = "random") -> Frame:

@@ -16,7 +16,8 @@ from test_ingest import draw, reasons
 from test_tar_reader import with_members
 from test_tar_sources import png
 
-from sumizome.data.images import ImageRejected, open_image
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import open_image
 from sumizome.data.ingest import ingest, ingest_to
 from sumizome.data.manifest import Manifest, load_manifest, write_manifest
 from sumizome.data.source_config import SourceConfig

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sumizome.data.csv_table import guard, unguard, write_csv
 from sumizome.data.reject_table import RejectLine, read_rejects, write_rejects
-from sumizome.data.sources import Reject
+from sumizome.data.tasks import Reject
 from sumizome.errors import DataError
 
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=HYPERLINK(0)", '=cmd|"/c calc"!A1')

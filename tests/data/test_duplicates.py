@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from test_ingest import draw, reasons, rows
 
 from sumizome.data.duplicates import FLAT, find_copies, near_pairs, perceptual_hash
-from sumizome.data.ingest import copies_path, ingest_to
+from sumizome.data.ingest import ingest_to
+from sumizome.data.ingest_tables import copies_path
 from sumizome.data.manifest import load_manifest
 from sumizome.data.source_config import DuplicateConfig
 from sumizome.errors import ConfigError

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_manifest import manifest, rows
 
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.manifest import ARCHIVE_SCHEMA, SCHEMA, Manifest, load_manifest, write_manifest
 from sumizome.data.records import build_record, parse_object, read_rows, row_keys
 from sumizome.data.rules import load_tag_rewriter

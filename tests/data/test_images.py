@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from malformed import MALFORMED, NOISE, ODD, chunk, encoded, png, png_of, verdict_table
 from PIL import Image, ImageCms, ImageFile
 
-from sumizome.data import images
-from sumizome.data.images import ImageRejected, decode_image, open_image, parse_colour, read_image
+from sumizome.data import images, picture_bytes
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import decode_image, open_image, parse_colour, read_image
 from sumizome.errors import ConfigError, DataError
 
 PINK = (255, 0, 128)
@@ -365,7 +366,7 @@ def test_what_is_not_a_readable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")  # opening one would wait for ever
     with (tmp_path / "large.png").open("wb") as file:
-        file.truncate(images.MAX_FILE_BYTES + 1)  # sparse
+        file.truncate(picture_bytes.MAX_FILE_BYTES + 1)  # sparse
     expected = {"folder.png": "not_a_file", "pipe.png": "not_a_file", "large.png": "file_too_large"}
     for name, reason in (expected | {"missing.png": "missing", "nul\0.png": "unreadable"}).items():
         with pytest.raises(ImageRejected) as caught:
@@ -392,7 +393,7 @@ def test_what_the_system_refuses_has_its_own_reason(
     def fail(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(images.os, "open", fail)
+    monkeypatch.setattr(picture_bytes.os, "open", fail)
     with pytest.raises(ImageRejected) as caught:
         read_image(path)
     assert caught.value.reason == reason
@@ -413,7 +414,7 @@ def test_a_file_that_grows_or_shrinks_while_it_is_read_is_refused(
         os.truncate(path, len(data) + change)
         return status
 
-    monkeypatch.setattr(images.os, "fstat", stat_then_change)
+    monkeypatch.setattr(picture_bytes.os, "fstat", stat_then_change)
     with pytest.raises(ImageRejected) as caught:
         read_image(path)
     assert caught.value.reason == "unstable"

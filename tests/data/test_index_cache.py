@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from latent_caches import tag_table
 
 from sumizome.data import latents
 from sumizome.data.index_cache import mapped_index
 from sumizome.data.latent_index import LatentIndex
+from sumizome.data.latent_plan import CachePlan, Fingerprint, write_plan
 from sumizome.data.latents import open_latents
 from sumizome.data.loader import build_loader
-from sumizome.data.shards import CachePlan, Fingerprint, commit_unit, write_plan
+from sumizome.data.shards import commit_unit
 from sumizome.data.tags import TagWeightConfig, tag_loss_weights
 from sumizome.errors import DataError
 
@@ -159,7 +161,7 @@ def test_weights_in_parts_are_the_weights_of_the_table(root: Path, monkeypatch: 
     from sumizome.data.tags import loss_weights
 
     index, config = open_latents(root).index, TagWeightConfig(strength=0.5, min_count=1)
-    whole = tag_loss_weights(index.table(np.arange(COUNT)), config, {"1girl": "people"})
+    whole = tag_loss_weights(tag_table(index, np.arange(COUNT)), config, {"1girl": "people"})
     monkeypatch.setattr(latent_index, "_PART", 7)
     parts = loss_weights(index.coded_tags(), np.asarray(index.repeats), config, {"1girl": "people"})
     assert len(set(parts.tolist())) > 5 and np.allclose(parts, whole, rtol=1e-12)

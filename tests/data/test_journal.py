@@ -20,7 +20,8 @@ from test_tar_sources import png
 
 from sumizome.data import journal, verification
 from sumizome.data.images import WHITE
-from sumizome.data.ingest import IngestResult, ingest_to, journal_path
+from sumizome.data.ingest import IngestResult, ingest_to
+from sumizome.data.ingest_tables import journal_path
 from sumizome.data.journal import Journal
 from sumizome.data.source_config import DuplicateConfig, SourceConfig
 from sumizome.data.tags import ParsedTags

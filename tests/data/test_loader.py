@@ -10,13 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from latent_caches import tag_table
 
 from sumizome.data.buckets import BucketConfig, bucket_table
 from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
 from sumizome.data.latent_index import picture_hashes
+from sumizome.data.latent_plan import CachePlan, Fingerprint, write_plan
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import BatchLoader, TrainBatch, build_loader, split_validation
-from sumizome.data.shards import CachePlan, Fingerprint, commit_unit, write_plan
+from sumizome.data.shard_files import ShardSource
+from sumizome.data.shards import commit_unit
 from sumizome.data.tags import TagWeightConfig, tag_loss_weights
 from sumizome.errors import ConfigError, ShardError
 from sumizome.seeds import derive_seed
@@ -131,7 +134,7 @@ def test_tag_weights_are_those_of_the_trained_part(cache: LatentCache) -> None:
     loader = loader_of(cache, tag_weights=config)
     train, _ = split_validation(cache.index.picture_hash, 6)
     expected = dict(
-        zip(cache.index.ids(train), tag_loss_weights(cache.index.table(train), config).tolist(), strict=True)
+        zip(cache.index.ids(train), tag_loss_weights(tag_table(cache.index, train), config).tolist(), strict=True)
     )
     assert len(set(expected.values())) > 2
     for step in range(8):
@@ -321,3 +324,51 @@ def test_without_validation_everything_is_trained(cache: LatentCache) -> None:
     loader = loader_of(cache, validation_count=0)
     assert list(loader.validation_batches(4)) == []
     assert loader.plan.samples_per_epoch == sum(1 + number % 3 for number in range(COUNT))
+
+
+# ── Over a network ──
+
+
+class SlowShards:
+    """Shards that are read over a network: the place of every read, in their order."""
+
+    parallel = True
+
+    def __init__(self, shards: ShardSource) -> None:
+        self.shards, self.read_places = shards, list[tuple[int, str, int]]()
+
+    def read(self, unit: int, tensor: str, row: int, into: memoryview) -> None:
+        self.read_places.append((unit, tensor, row))
+        self.shards.read(unit, tensor, row, into)
+
+    def read_anew(self, unit: int, tensor: str, row: int, into: memoryview) -> bool:
+        return self.shards.read_anew(unit, tensor, row, into)
+
+    def location(self, unit: int) -> str:
+        return self.shards.location(unit)
+
+    def take_faults(self) -> list[str]:
+        return self.shards.take_faults()
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_the_next_steps_latents_are_under_way_while_a_step_is_made(cache: LatentCache, prefetch: int) -> None:
+    far = SlowShards(cache.shards)
+    remote = LatentCache(cache.root, cache.plan, cache.index, far)
+    loader, here = loader_of(remote, prefetch=prefetch), loader_of(cache, prefetch=prefetch)
+
+    def places(step: int) -> set[tuple[int, str, int]]:
+        rows = np.concatenate([planned.rows for planned in loader.plan.step(step)])
+        named = (f"{h}x{w}" for h, w in cache.buckets[cache.index.bucket[rows]].tolist())
+        return set(zip(cache.index.unit[rows].tolist(), named, cache.index.row[rows].tolist(), strict=True))
+
+    with loader.from_step(5) as steps, here.from_step(5) as expected:
+        for step in range(5, 9):
+            for one, other in zip(next(steps), next(expected), strict=True):
+                assert_same(one, other)
+            for coming in list(remote._coming.values()):
+                coming.result()
+            assert places(step + 1) <= set(far.read_places), "asked for before its step is"
+    if prefetch == 0:  # nothing is read twice that is not shown twice
+        shown = [planned.rows for step in range(5, 10) for planned in loader.plan.step(step)]
+        assert len(far.read_places) <= sum(map(len, shown))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sumizome.data.manifest import SCHEMA, Manifest, load_manifest, write_atomically, write_manifest
-from sumizome.data.manifest_columns import open_manifest_columns
+from sumizome.data.stored_manifest import open_manifest
 from sumizome.errors import DataError, ManifestError
 
 
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read.table.schema.equals(SCHEMA)
     assert (read.sources, read.background, read.settings) == (written.sources, (1, 2, 3), {"pictures_found": 4})
     assert len(read) == 3
-    assert read.image_path(2) == Path("/data/ü/2.jpg")
+    assert read.picture(2) == Path("/data/ü/2.jpg")
     assert [file.name for file in path.parent.iterdir()] == ["m.parquet"]
 
 
@@ -151,7 +151,9 @@ def test_another_version_or_file_is_named(tmp_path: Path) -> None:
         load_manifest(path)
     for header, complaint in [
         (sound | {"version": 2}, "a column 'archive', found none"),
-        (sound | {"version": 3}, "version 1 or 2, found version 3"),
+        (sound | {"version": 3}, "a column 'archive', found none"),
+        (sound | {"version": 4}, "version 1 to 3, found version 4"),
+        (sound | {"version": 0}, "found version 0"),
         (sound | {"version": True}, "found version True"),
         ({}, "header"),
         ([], "header"),
@@ -211,7 +213,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("read", [load_manifest, lambda path: open_manifest_columns(path, ["height"])])
+@pytest.mark.parametrize("read", [load_manifest, lambda path: open_manifest(path, ["height"])])
 def test_a_harmed_manifest_is_named_at_every_opening(tmp_path: Path, read: Callable[[Path], object], harm: str) -> None:
     path = tmp_path / "m.parquet"
     write_manifest(manifest(), path)

@@ -18,7 +18,7 @@ from malformed import MALFORMED, NOISE, ODD, encoded
 
 from sumizome.data import verification
 from sumizome.data.images import WHITE
-from sumizome.data.sources import ImageTask
+from sumizome.data.tasks import ImageTask
 from sumizome.data.verification import Facts, Look, inspect_all
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.records import build_record, read_rows, row_keys
 from sumizome.data.source_config import Columns
 from sumizome.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_ingest import draw, reasons, rows
 from test_source_kinds import write_lines
 
-from sumizome.data.images import ImageRejected
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.ingest import ingest
 from sumizome.data.records import Record
 from sumizome.data.rules import TagRewriter, check_rating, derive_tags, load_tag_rewriter

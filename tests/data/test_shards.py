@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from latent_caches import tag_table
 from safetensors.numpy import load_file
 
+from sumizome.data.latent_plan import CachePlan, Fingerprint, load_plan, write_plan
 from sumizome.data.latents import LatentCache, Verify, open_latents
-from sumizome.data.shards import CachePlan, Fingerprint, commit_unit, latent_fault, load_plan, verify_unit, write_plan
-from sumizome.data.sources import Reject
+from sumizome.data.sealed_json import write_sealed_json
+from sumizome.data.shards import commit_unit, latent_fault, verify_unit
+from sumizome.data.tasks import Reject
 from sumizome.errors import ShardError
 
 FINGERPRINT = Fingerprint(
@@ -143,7 +146,7 @@ def test_categories_come_back_and_leave_no_trace_where_there_are_none(tmp_path: 
 
 
 def test_tag_counts_can_be_taken_of_a_part(pristine: Path) -> None:
-    table = open_latents(pristine).index.table(np.array([0, 5, 9]))
+    table = tag_table(open_latents(pristine).index, np.array([0, 5, 9]))
     assert table["tags"].type == pa.list_(pa.string())
     assert [tags[0] for tags in table["tags"].to_pylist()] == ["1girl"] * 3
 
@@ -249,10 +252,9 @@ def test_no_latents_and_another_version_are_told_apart(root: Path, tmp_path: Pat
     with pytest.raises(ShardError, match=r"no latents\.json"):
         open_latents(tmp_path)
     content = json.loads((root / "latents.json").read_text())
-    from sumizome.data import shards
 
     del content["digest"]
-    shards._write_json(root / "latents.json", {**content, "format": 99})
+    write_sealed_json(root / "latents.json", {**content, "format": 99})
     with pytest.raises(ShardError, match=r"not of format \d, which this version reads"):
         open_latents(root)
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latent_caches import tag_table
 from test_loader import cache, loader_of
 from test_source_kinds import write_lines
 
@@ -126,7 +127,7 @@ def test_training_with_the_table_is_training_with_the_formula_until_it_is_edited
     cache: LatentCache, tmp_path: Path
 ) -> None:
     everything = np.arange(len(cache))
-    write_tag_table(tag_statistics(cache.index.table(everything), WEIGHTED), tmp_path / "t.csv")
+    write_tag_table(tag_statistics(tag_table(cache.index, everything), WEIGHTED), tmp_path / "t.csv")
     by_formula = loader_of(cache, tag_weights=WEIGHTED, validation_count=0)
     by_table = loader_of(cache, tag_weights=TagWeightConfig(table=tmp_path / "t.csv"), validation_count=0)
     np.testing.assert_allclose(by_table.tag_weight, by_formula.tag_weight, rtol=1e-12)

@@ -16,7 +16,8 @@ from test_source_kinds import write_lines
 from test_tar_reader import packed, with_members
 
 from sumizome.data.byte_range import ByteRange
-from sumizome.data.images import ImageRejected, open_image
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import open_image
 from sumizome.data.ingest import IngestResult, ingest, ingest_to
 from sumizome.data.manifest import Manifest, load_manifest, write_manifest
 from sumizome.data.source_config import PictureRules, SourceConfig
@@ -70,7 +71,7 @@ def test_samples_have_their_captions_and_rows_their_place(shards: Path, tmp_path
     assert (result.rejects, result.files_ignored, result.captions_missing) == ([], 1, 2)
     assert result.manifest.categories == {}
     read = load_manifest(path)
-    assert (read.version, read.digest) == (2, result.manifest.digest)
+    assert (read.version, read.digest) == (3, result.manifest.digest)  # a record of one has rating and score
     for row in range(len(read)):
         place = read.picture(row)
         assert isinstance(place, ByteRange)

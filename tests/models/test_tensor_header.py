@@ -52,7 +52,7 @@ def test_a_good_file_reads_as_the_library_reads_it(tmp_path: Path) -> None:
         ({"__metadata__": {"k": 1}}, 0, "__metadata__"),
         (b'{"a": 1, "a": 2}', 0, "twice"),
         (b"[1]", 0, "no JSON object"),
-        (b"[" * 100_000, 0, "no safetensors file"),
+        (b"[" * 100_000, 0, "nested deeper"),
         (b"\xff\xfe", 0, "no safetensors file"),
     ],
 )
@@ -63,7 +63,15 @@ def test_each_kind_of_damage_is_one_line(tmp_path: Path, header: Any, data: int,
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "is empty"), (b"abc", "cut off"), (b"<!DOCTYPE html>", "cut off")]
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"abc", "cut off"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"PK\x03\x04 and more", "is a zip archive"),
+        (b"\x80\x02}q\x00X and more", "is a pickled checkpoint under another name"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+    ],
 )
 def test_what_is_no_safetensors_file_says_so(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "m.safetensors").write_bytes(content)

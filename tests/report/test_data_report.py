@@ -1,6 +1,7 @@
 """The report on data sets whose figures are known, and on one that is hostile from tag to file name."""
 
 import csv
+import json
 import re
 import tarfile
 from io import BytesIO
@@ -9,6 +10,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hostile_text import HOSTILE, HTML, parse
 from PIL import Image
@@ -18,9 +20,10 @@ from sumizome.data.buckets import BucketConfig
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.ingest import ingest, ingest_to
 from sumizome.data.manifest import SCHEMA, Manifest, load_manifest, write_manifest
-from sumizome.data.source_config import DuplicateConfig, SourceConfig
+from sumizome.data.source_config import DuplicateConfig, PictureRules, SourceConfig
+from sumizome.data.stored_manifest import open_manifest
 from sumizome.data.tags import TagWeightConfig
-from sumizome.errors import ConfigError, DataError
+from sumizome.errors import ConfigError, DataError, ManifestError
 from sumizome.models.text_encoding import chunk_prompt, count_chunks
 from sumizome.report.data_report import ReportConfig, build_data_report, held_out, write_data_report
 from sumizome.report.gallery import look_at
@@ -167,6 +170,58 @@ def test_members_of_tars_are_shown(tmp_path: Path) -> None:
     root = str(manifest.sources[0])
     shown = {place: picture.size for place, picture in facts["thumbnails"].items() if picture.uri}
     assert shown == {(root, "a.tar/1.png"): (64, 40), (root, "b.tar/1.png"): (64, 40)}
+
+
+def test_rejects_of_tars_are_shown_and_ratings_and_scores_counted(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    posts = []
+    with tarfile.open(tmp_path / "in" / "a.tar", "w") as tar:
+        for number in range(6):
+            png = BytesIO()
+            Image.new("RGB", (40, 40 if number == 5 else 64), (40 * number, 90, 200)).save(png, "PNG")
+            member = tarfile.TarInfo(f"<{number}>.png")
+            member.size = len(png.getvalue())
+            tar.addfile(member, BytesIO(png.getvalue()))
+            rating = ["g", "S ", None][number % 3]
+            posts.append({"id": f"<{number}>", "tags": "a", "rating": rating, "score": number or None})
+    (tmp_path / "posts.jsonl").write_text("\n".join(map(json.dumps, posts)))
+    rules = PictureRules(min_pixels=2000)
+    source = SourceConfig(tmp_path / "in", "webdataset", tmp_path / "posts.jsonl", rules=rules)
+    manifest = ingest_to(tmp_path / "m.parquet", [source], workers=0).manifest
+    assert manifest.table.select(["rating", "score"]).to_pydict() == {
+        "rating": ["g", "s", None, "g", "s"],
+        "score": [None, 1.0, 2.0, 3.0, 4.0],
+    }
+    opened = open_manifest(tmp_path / "m.parquet")
+    assert (opened.version, opened.digest) == (3, manifest.digest)
+    facts = build_data_report(tmp_path / "m.parquet", opened, ReportConfig(BucketConfig(64, 16), workers=1))
+    assert facts["pictures"].ratings == [("g", 2), ("s", 2), ("none", 1)]
+    assert facts["pictures"].scored == 4 and facts["pictures"].scores is not None
+    shown = {path for (_, path), picture in facts["thumbnails"].items() if picture.uri}
+    assert "a.tar/<5>.png" in shown, "left out by a rule, and still there to be looked at"
+
+
+def test_what_records_tell_is_sealed_and_decides_no_latent(tmp_path: Path) -> None:
+    plain = manifest_of([["a"], ["b"]])
+    columns = {"archive": pa.nulls(2, pa.string()), "offset": pa.nulls(2, pa.int64())}
+    digests = set()
+    for scores in ([1.0, None], [2.0, None]):
+        told = {**columns, "rating": pa.array(["g", None]), "score": pa.array(scores, pa.float64())}
+        table = plain.table
+        for name, column in told.items():
+            table = table.append_column(name, column)
+        manifest = Manifest(table, plain.sources)
+        write_manifest(manifest, tmp_path / "m.parquet")
+        assert load_manifest(tmp_path / "m.parquet").table.equals(manifest.table)
+        digests.add(manifest.digest)
+        metadata = pq.read_schema(tmp_path / "m.parquet").metadata
+    assert digests == {plain.digest}
+    for score, words in ((9.0, "seal"), (np.inf, "finite number.*'score', row 0")):
+        forged = table.set_column(table.num_columns - 1, "score", pa.array([score, None]))
+        pq.write_table(forged.cast(manifest.schema).replace_schema_metadata(metadata), tmp_path / "m.parquet")
+        for read in (load_manifest, open_manifest):
+            with pytest.raises(ManifestError, match=words):
+                read(tmp_path / "m.parquet")
 
 
 def test_a_tar_outside_the_folders_is_not_opened(tmp_path: Path) -> None:

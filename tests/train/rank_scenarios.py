@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -19,9 +20,12 @@ from sumizome.distributed.runtime import Ranks, join_ranks
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError
 from sumizome.settings import read_toml
 from sumizome.train.build import build_trainer
-from sumizome.train.config import PreviewConfig, TrainConfig
+from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig
 from sumizome.train.run_dir import hold_run_dir
 from sumizome.train.trainer import Trainer
+
+KILLED_AFTER = 3
+"""steps: one of the second stage"""
 
 
 def train(config: TrainConfig, ranks: Ranks, until: int | None = None) -> Trainer:
@@ -47,6 +51,14 @@ def scenarios(config: TrainConfig, ranks: Ranks) -> dict[str, object]:
     train(at("hybrid", "hybrid"), ranks)  # one group of two
     found["resumed at"] = build_and_train_on(at("alone", "fsdp"), ranks)
 
+    train(at("staged", stage=staged(config).stage), ranks)
+    found["killed run began again at"] = build_and_train_on(killed(config), ranks)
+
+    eight_bit = replace(config.optim, name="adamw8bit", text_encoder_lr=0.0)
+    train(at("eight", optim=eight_bit), ranks)
+    train(at("eight in parts", optim=eight_bit), ranks, until=2)
+    found["8-bit moments"] = build_and_train_on(at("eight in parts", optim=eight_bit), ranks)
+
     # One rank is asked to stop; both do, after the same step.
     stopping = at("stopping")
     with hold_run_dir(stopping.run_dir, ranks):
@@ -61,6 +73,29 @@ def scenarios(config: TrainConfig, ranks: Ranks) -> dict[str, object]:
     found["no equal shares"] = refused(at("odd", micro_batches_per_step=3), ranks, ConfigError)
     found["nan"] = not_finite_on_one_rank(at("nan"), ranks)
     return found
+
+
+def staged(config: TrainConfig) -> TrainConfig:
+    return read_toml(config.run_dir.with_name("staged.toml"), TrainConfig)
+
+
+def killed(config: TrainConfig) -> TrainConfig:
+    return replace(
+        config,
+        run_dir=config.run_dir.with_name("killed"),
+        stage=staged(config).stage,
+        parallel=ParallelConfig(strategy="ddp"),
+        checkpoint=CheckpointConfig(every=1, keep=4),
+    )
+
+
+def train_until_killed(config: TrainConfig, ranks: Ranks) -> None:
+    """Ends by SIGKILL once a step of the second stage is done, whatever is being written."""
+    with hold_run_dir(config.run_dir, ranks):
+        trainer, _ = build_trainer(config, ranks)
+        for report in trainer.steps():
+            if report.steps_done == KILLED_AFTER:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def build_and_train_on(config: TrainConfig, ranks: Ranks) -> int:
@@ -107,6 +142,13 @@ def not_finite_on_one_rank(config: TrainConfig, ranks: Ranks) -> dict[str, objec
     }
 
 
+def doomed(number: int, settings: TrainConfig) -> None:
+    port = str(int(os.environ["MASTER_PORT"]) + 1)
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_PORT": port}
+    with join_ranks("cpu", timeout=300) as joined:
+        train_until_killed(killed(settings), joined)
+
+
 def rank(number: int, settings: TrainConfig) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
     with join_ranks("cpu", timeout=300) as joined:
@@ -115,8 +157,14 @@ def rank(number: int, settings: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    # One process imports, which costs more than all the training, and the second rank is a fork of it.
+    # One process imports, which costs more than all the training, and all ranks are forks of it.
     read = read_toml(Path(sys.argv[1]), TrainConfig)
+    pair = [multiprocessing.get_context("fork").Process(target=doomed, args=(number, read)) for number in (0, 1)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    assert pair[0].exitcode == -signal.SIGKILL
     other = multiprocessing.get_context("fork").Process(target=rank, args=(1, read))
     other.start()
     rank(0, read)

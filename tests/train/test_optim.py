@@ -83,7 +83,10 @@ def test_the_first_step_is_adams_closed_form() -> None:
     torch.testing.assert_close(weight.data, expected)
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"text_encoder_lr": -1.0}, {"warmup_steps": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": 0.0}, {"lr": math.nan}, {"text_encoder_lr": -1.0}, {"text_encoder_lr": math.inf}, {"warmup_steps": -1}],
+)
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         OptimConfig(**settings)

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from PIL import Image
+from short_runs import short_run
 
 from sumizome.data.captions import CaptionConfig
 from sumizome.errors import CheckpointError, ConfigError
 from sumizome.settings import read_toml, to_toml
 from sumizome.train.build import build_trainer
 from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
-from sumizome.train.config import CheckpointConfig, TrainConfig, ValidationConfig
+from sumizome.train.config import TrainConfig, ValidationConfig
 from sumizome.train.metrics import read_metrics
 from sumizome.train.optim import OptimConfig
-from sumizome.train.run_dir import hold_run_dir
+from sumizome.train.run_dir import hold_run_dir, read_run_config
 from sumizome.train.stages import Stage, lay_out, samples_before, span_at
+from sumizome.train.summary import TRAINING_KEY, training_summary
 
 if TYPE_CHECKING:
     from sumizome.models.sdxl import SDXLModel
@@ -74,26 +76,20 @@ def curated(tagged_folder: Path, tiny: "SDXLModel", tmp_path_factory: pytest.Tem
 
 @pytest.fixture
 def config(small_folder: Path, tiny_latents: Path, curated: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        model=small_folder,
-        latents=tiny_latents,
-        run_dir=tmp_path / "run",
+    return short_run(
+        small_folder,
+        tiny_latents,
+        tmp_path / "run",
         steps=6,
         stage=(
             Stage(steps=2, name="broad"),
             Stage(steps=4, latents=str(curated), lr=5e-4, micro_batch_size=1, micro_batches_per_step=3),
         ),
-        micro_batch_size=2,
-        micro_batches_per_step=2,
-        max_chunks=1,
         log_every=3,
         log_samples=True,
-        tensorboard=False,
-        device="cpu",
         captions=CaptionConfig(tag_dropout=0.2, caption_dropout=0.2),
         optim=OptimConfig(lr=1e-3, warmup_steps=1, lr_schedule="linear"),
         validation=ValidationConfig(every=0, count=2),
-        checkpoint=CheckpointConfig(every=0),
     )
 
 
@@ -133,6 +129,17 @@ def test_a_run_resumes_inside_and_between_its_stages_bit_for_bit(config: TrainCo
     assert [r["lr"] for r in records] == pytest.approx([1e-3, 5e-4, 5e-4 * (1 - 2 / 3)])
 
 
+def test_a_relative_run_directory_is_recorded_in_full(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.run_dir.parent)
+    here = replace(config, run_dir=Path("run"), validation=ValidationConfig(every=6, count=2, timesteps=(999,)))
+    train(here)
+    assert read_run_config(Path("run")).run_dir == config.run_dir
+    readme = (config.run_dir / "README.txt").read_text()
+    assert f"sumizome train {config.run_dir}/config.toml" in readme
+    assert "samples/" in readme and "previews/" not in readme
+    assert {record["stage"] for record in read_metrics(Path("run/metrics.jsonl"))} == {"broad", "2"}
+
+
 def test_no_stage_trains_on_what_is_held_out_and_none_repeats_anothers_noise(config: TrainConfig) -> None:
     config = replace(config, steps=40, stage=(config.stage[0], replace(config.stage[1], steps=38)))
     with hold_run_dir(config.run_dir):
@@ -162,6 +169,42 @@ def test_what_has_begun_stays_and_what_comes_may_change(config: TrainConfig, tin
         train(replace(config, stage=(first, replace(second, latents=str(tiny_latents)))))
     train(replace(config, stage=(first, second, Stage(steps=1, latents=str(tiny_latents), lr=1e-4)), steps=7))
     assert read_metrics(config.run_dir / "metrics.jsonl")[-1]["stage"] == "3"
+
+
+def test_what_holds_for_the_run_holds_for_every_stage(config: TrainConfig) -> None:
+    fused = replace(config, stage=(), micro_batches_per_step=1, optim=replace(config.optim, fused_backward=True))
+    with pytest.raises(ConfigError, match="micro_batches_per_step cannot be 3; set it to 1"):
+        replace(fused, stage=config.stage)
+    replace(fused, stage=(config.stage[0], replace(config.stage[1], micro_batches_per_step=1)))  # is allowed
+
+
+def test_a_rate_that_is_no_number_is_refused() -> None:
+    for lr in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ConfigError, match=r"stage\.lr is"):
+            Stage(lr=lr)
+
+
+def test_a_stage_appended_behind_a_finished_one_is_no_longer_run(config: TrainConfig, tiny_latents: Path) -> None:
+    train(config)
+    longer = replace(config, steps=7, stage=(config.stage[0], replace(config.stage[1], steps=5)))
+    with hold_run_dir(config.run_dir):
+        assert "steps was 6 and is now 7" in build_trainer(longer)[1][0]
+    more = replace(config, steps=7, stage=(*config.stage, Stage(latents=str(tiny_latents))))
+    with hold_run_dir(config.run_dir):
+        assert build_trainer(more)[1] == []
+
+
+def test_an_export_tells_of_the_stage_that_it_is_of(config: TrainConfig, curated: Path) -> None:
+    train(config)
+    told = training_summary(config.run_dir, 6, "ema")
+    ours = json.loads(told.metadata[TRAINING_KEY])
+    assert (ours["samples_seen"], ours["global_batch_size"], ours["resolution"]) == (20, 3, "64x64")
+    assert [(stage["name"], stage["steps"], stage["lr"]) for stage in ours["stages"]] == [
+        ("broad", 2, 1e-3),
+        ("2", 4, 5e-4),
+    ]
+    assert told.metadata["ss_unet_lr"] == "0.0005"
+    assert told.metadata["ss_batch_size_per_device"] == "1"
 
 
 def test_a_settings_file_holds_stages(config: TrainConfig, tmp_path: Path) -> None:

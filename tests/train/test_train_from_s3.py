@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from short_runs import short_run
 
 from sumizome.data.store import open_store
 from sumizome.errors import ConfigError
 from sumizome.settings import as_mapping, parse
 from sumizome.train.build import build_trainer
-from sumizome.train.config import CheckpointConfig, TrainConfig, ValidationConfig
+from sumizome.train.config import TrainConfig
 from sumizome.train.run_dir import hold_run_dir
 
 
@@ -28,19 +29,7 @@ def test_training_from_s3_is_training_from_the_folder(
     store = open_store(f"{s3_bucket}/latents")
     for name in open_store(tiny_latents).list():
         store.put_file(tiny_latents / name, name)
-    config = TrainConfig(
-        model=tiny_folder,
-        latents=tiny_latents,
-        run_dir=tmp_path / "folder",
-        steps=2,
-        micro_batch_size=2,
-        max_chunks=1,
-        log_every=1,
-        tensorboard=False,
-        device="cpu",
-        validation=ValidationConfig(every=0, count=4, timesteps=(100, 999)),
-        checkpoint=CheckpointConfig(every=0),
-    )
+    config = short_run(tiny_folder, tiny_latents, tmp_path / "folder", steps=2, micro_batches_per_step=1)
     there = replace(
         config,
         latents=Path(store.address),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from short_runs import short_run
 
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.tags import TagWeightConfig
@@ -30,21 +31,13 @@ from sumizome.train.trainer import StepReport
 
 @pytest.fixture
 def config(tiny_folder: Path, tiny_latents: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        model=tiny_folder,
-        latents=tiny_latents,
-        run_dir=tmp_path / "run",
-        steps=4,
-        micro_batch_size=2,
-        micro_batches_per_step=2,
-        max_chunks=1,
+    return short_run(
+        tiny_folder,
+        tiny_latents,
+        tmp_path / "run",
         log_every=2,
-        tensorboard=False,
-        device="cpu",
         captions=CaptionConfig(tag_dropout=0.2, caption_dropout=0.2),
         optim=OptimConfig(lr=1e-3, warmup_steps=2, lr_schedule="cosine"),
-        validation=ValidationConfig(every=0, count=4, timesteps=(100, 999)),
-        checkpoint=CheckpointConfig(every=0),
     )
 
 

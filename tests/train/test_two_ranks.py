@@ -11,19 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from short_runs import short_run
 
 from sumizome.data.captions import CaptionConfig
 from sumizome.settings import to_toml
 from sumizome.train.build import build_trainer
 from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
-from sumizome.train.config import CheckpointConfig, TrainConfig, ValidationConfig
+from sumizome.train.config import TrainConfig, ValidationConfig
 from sumizome.train.metrics import read_metrics
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model
+from sumizome.train.stages import Stage
 
 pytestmark = pytest.mark.xdist_group("two ranks")  # one process runs the ranks once for all of these tests
 
 SCENARIOS = Path(__file__).with_name("rank_scenarios.py")
+STAGES = (Stage(steps=2, name="broad"), Stage(lr=5e-5, micro_batch_size=1, micro_batches_per_step=2))
 
 
 def state(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -55,22 +58,15 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def config(small_folder: Path, tiny_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    return TrainConfig(
-        model=small_folder,
-        latents=tiny_latents,
-        run_dir=tmp_path_factory.mktemp("ranks") / "whole",
-        steps=4,
-        micro_batch_size=2,
+    return short_run(
+        small_folder,
+        tiny_latents,
+        tmp_path_factory.mktemp("ranks") / "whole",
         micro_batches_per_step=4,
-        max_chunks=1,
-        log_every=1,
         log_samples=True,
-        tensorboard=False,
-        device="cpu",
         captions=CaptionConfig(tag_dropout=0.2, caption_dropout=0.2),
         optim=OptimConfig(lr=1e-4, text_encoder_lr=1e-4, warmup_steps=1, eps=1e-3),
         validation=ValidationConfig(every=4, count=2, timesteps=(100, 999)),
-        checkpoint=CheckpointConfig(every=0),
     )
 
 
@@ -80,6 +76,9 @@ def runs(config: TrainConfig) -> Runs:
     work = config.run_dir.parent
     train(config)
     train(replace(config, run_dir=work / "alone"), until=2)
+    staged = replace(config, run_dir=work / "staged alone", stage=STAGES)
+    train(staged)
+    (work / "staged.toml").write_text(to_toml(staged))
     (work / "run.toml").write_text(to_toml(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -110,6 +109,32 @@ def test_two_ranks_train_what_one_process_trains(config: TrainConfig, runs: Runs
     assert all(shared[step] == pytest.approx(whole[step], rel=1e-5) for step in whole)
     a, b = (read_metrics(d / "metrics.jsonl")[-1]["validation_loss"] for d in (config.run_dir, runs.work / name))
     assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["staged", "killed"])
+def test_a_staged_run_of_two_ranks_is_that_of_one_even_when_it_is_killed(runs: Runs, name: str) -> None:
+    expected, found = state(runs.work / "staged alone"), state(runs.work / name)
+    assert found.keys() == expected.keys()
+    for tensor in expected:
+        torch.testing.assert_close(found[tensor], expected[tensor], rtol=0, atol=1e-5)
+    assert samples(runs.work / name) == samples(runs.work / "staged alone")
+    assert [len(line["samples"]) for line in samples(runs.work / name)] == [2] * 8 + [1] * 4
+    stages = [line["stage"] for line in read_metrics(runs.work / name / "metrics.jsonl") if "loss" in line]
+    assert stages == ["broad", "broad", "2", "2"]
+
+
+def test_a_kill_across_a_stages_end_leaves_no_trace(runs: Runs) -> None:
+    assert all(0 < found["killed run began again at"] <= 3 for found in runs.found)
+    undisturbed, found = state(runs.work / "staged"), state(runs.work / "killed")
+    assert [tensor for tensor in undisturbed if not torch.equal(undisturbed[tensor], found[tensor])] == []
+
+
+def test_8_bit_moments_are_resumed_bit_for_bit_under_ddp(runs: Runs) -> None:
+    assert [found["8-bit moments"] for found in runs.found] == [2, 2]
+    whole, parts = state(runs.work / "eight"), state(runs.work / "eight in parts")
+    assert whole.keys() == parts.keys()
+    assert [tensor for tensor in whole if not torch.equal(whole[tensor], parts[tensor])] == []
+    assert {tensor.dtype for name, tensor in whole.items() if name.endswith("/state1")} >= {torch.uint8}
 
 
 def test_a_run_of_one_process_goes_on_sharded_over_two(runs: Runs) -> None:

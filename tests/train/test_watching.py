@@ -15,7 +15,7 @@ from sumizome.inference import Picture
 from sumizome.models.sdxl import SDXLModel
 from sumizome.train import brightness as brightness_module
 from sumizome.train.brightness import BrightnessConfig, brightness
-from sumizome.train.gradient_norms import norms_by_part
+from sumizome.train.gradient_norms import GradientNorms, global_norm
 from sumizome.train.metrics import Metrics
 from sumizome.train.wandb_writer import WandbWriter
 
@@ -47,7 +47,9 @@ def test_norms_by_part_are_those_of_the_parts() -> None:
     for name, gradient in names.items():
         parameters[name].grad = torch.tensor([gradient])
     parameters["unet.mid_block.w"] = torch.nn.Parameter(torch.zeros(1))  # without a gradient
-    assert norms_by_part(parameters) == {"unet.down_blocks": 5.0, "unet.rest": 2.0, "text_encoder_2": 1.0}
+    norms = GradientNorms(parameters)()
+    assert norms == {"unet.down_blocks": 5.0, "unet.rest": 2.0, "text_encoder_2": 1.0}
+    assert float(global_norm(norms)) == pytest.approx(30**0.5)
 
 
 def test_the_peak_is_found_by_the_drivers_name() -> None:

@@ -9,13 +9,20 @@ import torch
 
 from sumizome.cli.main import main
 from sumizome.data.buckets import BucketConfig
+from sumizome.data.shards import CachePlan, Fingerprint, write_plan
+from sumizome.errors import ConfigError
 from sumizome.models.architecture import unet_config
 from sumizome.models.networks import build_network
 from sumizome.models.tiny import build_tiny_model
-from sumizome.planning import Cluster, Networks, make_plan, read_networks, way_to_fit
+from sumizome.planning.advice import way_to_fit
+from sumizome.planning.memory import Cluster
+from sumizome.planning.networks import Networks, read_networks
+from sumizome.planning.plan import Plan, make_plan
+from sumizome.planning.work import work_of
 from sumizome.train.config import TrainConfig
-from sumizome.train.footprint import forward_flop
+from sumizome.train.flop import forward_flop
 from sumizome.train.optim import OptimConfig, build_optimizer
+from sumizome.train.stages import Stage
 from sumizome.train.state import optimizer_tensors
 
 BUCKETS = BucketConfig(area=64, step=16)
@@ -32,10 +39,14 @@ def config(tmp_path: Path) -> TrainConfig:
     return TrainConfig(model=tmp_path / "no", latents=tmp_path / "no", run_dir=tmp_path / "run", max_chunks=1)
 
 
+def plan_of(config: TrainConfig, cluster: Cluster, networks: Networks, images: int = 0) -> Plan:
+    return make_plan(config, cluster, networks, work_of(config, BUCKETS, images))
+
+
 def test_the_state_is_what_training_allocates(tiny_networks: Networks, config: TrainConfig) -> None:
     for name, precision in (("adamw", "fp32"), ("adamw", "pure_bf16"), ("adafactor", "fp32"), ("adamw8bit", "fp32")):
         planned = replace(config, precision=precision, optim=OptimConfig(name=name))
-        memory = make_plan(planned, Cluster(), tiny_networks, images=1, buckets=BUCKETS).memory
+        memory = plan_of(planned, Cluster(), tiny_networks, 1).memory
         dtype = torch.bfloat16 if precision == "pure_bf16" else torch.float32
         parameters = {f"unet.{n}": p for n, p in build_tiny_model().unet.to(dtype).named_parameters()}
         optimizer = build_optimizer(planned.optim, parameters)
@@ -55,7 +66,7 @@ def test_sharding_divides_the_state_and_not_the_activations(tiny_networks: Netwo
     def parts(strategy: str, gpus: int) -> dict[str, float]:
         planned = replace(config, parallel=replace(config.parallel, strategy=strategy))
         cluster = Cluster(gpus=gpus, gpus_per_machine=4)
-        return make_plan(planned, cluster, tiny_networks, images=1, buckets=BUCKETS).memory.parts
+        return plan_of(planned, cluster, tiny_networks, 1).memory.parts
 
     whole, cut, hybrid = parts("ddp", 16), parts("fsdp", 16), parts("hybrid", 16)
     for part in ("weights", "gradients", "optimizer", "average"):
@@ -66,7 +77,7 @@ def test_sharding_divides_the_state_and_not_the_activations(tiny_networks: Netwo
 def test_flop_of_a_canvas_that_was_not_measured_are_those_of_its_forward_pass(
     tiny_networks: Networks, config: TrainConfig
 ) -> None:
-    plan = make_plan(config, Cluster(), tiny_networks, images=1, buckets=BUCKETS)
+    plan = plan_of(config, Cluster(), tiny_networks, 1)
     unet = tiny_networks.unet
     for canvas in ((64, 64), (48, 80)):
         direct = 3 * forward_flop(unet, canvas=canvas, vae_factor=4, tokens=77)
@@ -80,29 +91,89 @@ def test_flop_of_a_canvas_that_was_not_measured_are_those_of_its_forward_pass(
 def test_time_is_flop_over_speed(tiny_networks: Networks, config: TrainConfig) -> None:
     config = replace(config, micro_batches_per_step=8, precision="bf16")
     cluster = Cluster(gpus=8, peak_tflops=(100.0, 50.0), mfu=0.5)
-    plan = make_plan(config, cluster, tiny_networks, images=1000, buckets=BUCKETS)
+    plan = plan_of(config, cluster, tiny_networks, 1000)
     mean = sum(plan.flop_by_bucket.values()) / len(plan.flop_by_bucket)
     assert plan.seconds == pytest.approx(1000 * mean / (100e12 * 0.5 * 8))
-    again = make_plan(
-        replace(config, gradient_checkpointing=True), cluster, tiny_networks, images=1000, buckets=BUCKETS
-    )
+    again = plan_of(replace(config, gradient_checkpointing=True), cluster, tiny_networks, 1000)
     assert again.seconds == pytest.approx(plan.seconds * 4 / 3)
 
 
 def test_the_advice_makes_the_plan_fit_and_nothing_of_it_is_idle(tiny_networks: Networks, config: TrainConfig) -> None:
-    plan = make_plan(config, Cluster(gpu_memory=1.3), tiny_networks, images=1, buckets=BUCKETS)
+    plan = plan_of(config, Cluster(gpu_memory=1.3), tiny_networks, 1)
     assert plan.fits
     needed = plan.memory.total / 1e9
-    tight = make_plan(config, Cluster(gpu_memory=needed * 0.96), tiny_networks, images=1, buckets=BUCKETS)
+    tight = plan_of(config, Cluster(gpu_memory=needed * 0.96), tiny_networks, 1)
     assert not tight.fits
-    changes, fitting = way_to_fit(tight, tiny_networks, BUCKETS)
+    changes, fitting = way_to_fit(tight, tiny_networks)
     assert changes and fitting.fits
     changed = config
     for change in changes:
         changed = change.apply(changed)
     assert changed == fitting.config
-    hopeless = make_plan(config, Cluster(gpu_memory=0.5), tiny_networks, images=1, buckets=BUCKETS)
-    assert not way_to_fit(hopeless, tiny_networks, BUCKETS)[1].fits
+    hopeless = plan_of(config, Cluster(gpu_memory=0.5), tiny_networks, 1)
+    assert not way_to_fit(hopeless, tiny_networks)[1].fits
+
+
+@pytest.fixture
+def staged(config: TrainConfig, tmp_path: Path) -> TrainConfig:
+    """Two stages, the second on latents that are here, of one larger canvas."""
+    fingerprint = Fingerprint("vae", 4, (0.0,) * 4, (1.0,) * 4, ((96, 96),), 4.0, "random", 0, "made up", "m" * 64)
+    write_plan(tmp_path / "curated", CachePlan(fingerprint, 10, 10, "prepare"))
+    stages = (
+        Stage(steps=10, micro_batch_size=3, micro_batches_per_step=4),
+        Stage(latents=str(tmp_path / "curated"), micro_batch_size=2, micro_batches_per_step=2),
+    )
+    return replace(config, steps=40, stage=stages)
+
+
+def test_a_staged_run_needs_its_fullest_stage_and_the_time_of_all(tiny_networks: Networks, staged: TrainConfig) -> None:
+    whole = plan_of(staged, Cluster(), tiny_networks)
+    alone = [
+        plan_of(
+            replace(
+                staged,
+                stage=(),
+                steps=span.last - span.first,
+                latents=Path(span.latents),
+                micro_batch_size=span.micro_batch_size,
+                micro_batches_per_step=span.micro_batches_per_step,
+            ),
+            Cluster(),
+            tiny_networks,
+        )
+        for span in staged.spans()
+    ]
+    assert [plan.images for plan in alone] == [10 * 12, 30 * 4]
+    assert list(alone[1].flop_by_bucket) == [(96, 96)]
+    assert whole.images == 240
+    assert whole.seconds == pytest.approx(sum(plan.seconds for plan in alone))
+    assert whole.memory.total == max(plan.memory.total for plan in alone) == alone[1].memory.total
+    assert whole.flop_by_bucket == alone[0].flop_by_bucket | alone[1].flop_by_bucket
+
+
+def test_the_gpus_must_share_out_every_stages_step(tiny_networks: Networks, staged: TrainConfig) -> None:
+    assert len(plan_of(staged, Cluster(gpus=2), tiny_networks).stages) == 2
+    with pytest.raises(ConfigError, match="stage 2: micro_batches_per_step is 2, which 4 GPUs cannot share out"):
+        plan_of(staged, Cluster(gpus=4), tiny_networks)
+
+
+def test_advice_changes_every_stage_and_no_stage_loses_pictures(tiny_networks: Networks, staged: TrainConfig) -> None:
+    hopeless = plan_of(staged, Cluster(gpu_memory=0.5), tiny_networks)
+    changes, found = way_to_fit(hopeless, tiny_networks)
+    assert found.config.optim.fused_backward
+    assert [(s.span.micro_batch_size, s.span.micro_batches_per_step) for s in found.stages] == [(1, 1), (1, 1)]
+    assert found.images == hopeless.images
+    smaller = next(change for change in changes if change.setting.startswith("micro_batch_size"))
+    assert [span.images_per_step for span in smaller.apply(staged).spans()] == [12, 4]
+
+
+def test_a_staged_run_is_planned_by_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(
+        'model = "none"\nlatents = "none"\nrun_dir = "none"\n[[stage]]\nsteps = 600\n[[stage]]\nname = "curated"\n'
+    )
+    assert main(["plan", str(run), "--images", "5"]) == 2
+    assert "a run with stages is planned by their steps" in capsys.readouterr().err
 
 
 def test_sdxl_has_its_published_size_and_no_memory_is_taken() -> None:

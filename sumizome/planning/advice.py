@@ -1,0 +1,112 @@
+"""What would make an impossible plan fit: changes of settings, each with its price, the cheapest first."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sumizome.planning.memory import Cluster
+from sumizome.planning.networks import Networks
+from sumizome.planning.plan import Plan, make_plan
+from sumizome.train.config import TrainConfig
+
+__all__ = ["Change", "way_to_fit"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that saves memory, and its price in words."""
+
+    setting: str
+    price: str
+    apply: Callable[[TrainConfig], TrainConfig]
+    """The settings with this change."""
+
+
+def way_to_fit(plan: Plan, networks: Networks) -> tuple[list[Change], Plan]:
+    """The cheapest changes found that make a plan fit, and the plan with them; if it still does not fit, all of them.
+
+    Changes are added in the order of their price until the plan fits, then those that were not needed are taken back.
+    """
+
+    def planned(changes: list[Change]) -> Plan:
+        config = plan.config
+        for change in changes:
+            config = change.apply(config)
+        return make_plan(config, plan.cluster, networks, plan.work)
+
+    taken: list[Change] = []
+    found = plan
+    for change in _changes(plan.config, plan.cluster):
+        taken.append(change)
+        found = planned(taken)
+        if found.fits:
+            break
+    for change in list(taken[:-1]) if found.fits else ():
+        without = [other for other in taken if other is not change]
+        if (lighter := planned(without)).fits:
+            taken, found = without, lighter
+    return taken, found
+
+
+def _changes(config: TrainConfig, cluster: Cluster) -> Iterator[Change]:
+    """What can be changed, the cheapest first."""
+    if cluster.gpus > 1 and config.parallel.strategy not in ("fsdp", "hybrid"):
+        yield Change('parallel.strategy = "fsdp"', "weights travel in every pass", _set(parallel={"strategy": "fsdp"}))
+    if config.ema.device != "cpu":
+        yield Change('ema.device = "cpu"', "4 bytes a weight over the bus in each step", _set(ema={"device": "cpu"}))
+    if not config.gradient_checkpointing:
+        yield Change("gradient_checkpointing = true", "a third more time", _set(gradient_checkpointing=True))
+    if config.precision == "fp32":
+        yield Change('precision = "bf16"', "products in bfloat16 instead of tf32", _set(precision="bf16"))
+    if any(span.micro_batch_size > 1 for span in config.spans()):
+        each = " and ".join(str(span.images_per_step) for span in config.spans())
+        yield Change(
+            f"micro_batch_size = 1, micro_batches_per_step = {each}{' in the stages' if config.stage else ''}",
+            "the same step in smaller parts: slower on a large GPU",
+            _in_smaller_parts,
+        )
+    if config.optim.name == "adamw" and cluster.gpus == 1:
+        yield Change('optim.name = "adamw8bit"', "moments in 8 bits", _set(optim={"name": "adamw8bit"}))
+    if not config.offload_text_encoders and config.optim.text_encoder_lr == 0:
+        yield Change("offload_text_encoders = true", "they travel in each step", _set(offload_text_encoders=True))
+    if config.precision != "pure_bf16":
+        yield Change(
+            'precision = "pure_bf16", optim.name = "adamw"',
+            "weights and moments in bfloat16, rounded stochastically",
+            _set(precision="pure_bf16", optim={"name": "adamw"}),
+        )
+    if not config.optim.fused_backward and cluster.gpus == 1:
+        yield Change(
+            f"optim.fused_backward = true, micro_batches_per_step = 1{' in every stage' if config.stage else ''}",
+            "no accumulation; each gradient clipped on its own",
+            _without_accumulation,
+        )
+
+
+def _set(**changes: Any) -> Callable[[TrainConfig], TrainConfig]:
+    """Settings by name; a dict holds those of a part."""
+
+    def apply(config: TrainConfig) -> TrainConfig:
+        nested = {
+            name: replace(getattr(config, name), **value) if isinstance(value, dict) else value
+            for name, value in changes.items()
+        }
+        return replace(config, **nested)
+
+    return apply
+
+
+def _in_smaller_parts(config: TrainConfig) -> TrainConfig:
+    """One picture a forward pass, and in every stage as many a step as before."""
+    stages = tuple(
+        replace(stage, micro_batch_size=1, micro_batches_per_step=span.images_per_step)
+        for stage, span in zip(config.stage, config.spans(), strict=False)
+    )
+    per_step = config.micro_batch_size * config.micro_batches_per_step
+    return replace(config, micro_batch_size=1, micro_batches_per_step=per_step, stage=stages)
+
+
+def _without_accumulation(config: TrainConfig) -> TrainConfig:
+    stages = tuple(replace(stage, micro_batches_per_step=0) for stage in config.stage)
+    optim = replace(config.optim, fused_backward=True)
+    return replace(config, micro_batches_per_step=1, stage=stages, optim=optim)
