@@ -100,7 +100,7 @@ def _page(results: Results) -> PageParts:
         table_note="First prediction: root mean square error of D(pure noise; “completely black”), relative to the "
         "size of black's latents, unguided; black's latents are known exactly, so 0 is right and 1 is the answer 0. "
         "Black, white: mean brightness of sampled pictures, 0 to 1. Loss: mean squared error of the velocity, "
-        "unweighted, of 48 held-out pictures; t < 900 is the mean over ten timesteps. Kernel distance: of 48 "
+        "unweighted, of 48 held-out pictures; t < 900 is the mean over nine timesteps. Kernel distance: of 48 "
         "pictures from held-out captions to held-out pictures, in a small network trained on the data's tags, lower "
         "is nearer; recall: share of the asked tags found by it.",
         panels=(
@@ -148,10 +148,12 @@ def _verdict(results: Results, floors: list[str]) -> str:
         for arm in floors
         if not differs(paired(results.seeds(arm, NUMBERS["first"]), results.seeds(best, NUMBERS["first"])))
     )
+    least, most = (results.seeds(arm, NUMBERS["body"]) for arm in (enough, floors[-1]))
+    cost = difference(paired(most, least), "higher", "lower", 4)
     return (
         f"The lowest error among the floors is `{best}`'s ({means[best]:.3f}); the least floor that is not told apart "
-        f"from it is `{enough}` ({means[enough]:.3f}). The default of `loss.terminal_floor` is "
-        f"{LossConfig().terminal_floor:g}."
+        f"from it is `{enough}` ({means[enough]:.3f}). Below t = 900 the loss of `{floors[-1]}` beside it is {cost}. "
+        f"The default of `loss.terminal_floor` follows: {LossConfig().terminal_floor:g}."
     )
 
 

@@ -50,10 +50,10 @@ class LossConfig:
     terminal_floor: float = 0.1
     """Least weight where noise outweighs signal (snr < 1), so that the step from pure noise is trained.
     0 = the plain weighting, 0 at pure noise."""
-    # Why 0.1. Plain MinSNR leaves t >= 900 with 0.03 % of the weight on SDXL's rescaled schedule; floors of 0.05, 0.1
-    # and 0.2 leave it 1.7, 3.3 and 5.8 %. A 0.28 M-parameter U-Net on toy latents (12×12, 24 classes, 800 steps, mean
-    # of two seeds) missed the mean colour of its class at t = 999 by 0.243 plain, 0.073, 0.056 and 0.047 with those
-    # floors; its loss at t = 300 rose by 0.5, 0.9 and 1.9 % (uniform: 4.5 %). 0.1 is where the gain flattens.
+    # Why 0.1: docs/studies/min-snr.md. Plain MinSNR leaves t >= 900 with 0.03 % of the weight on SDXL's rescaled
+    # schedule, and the first prediction of black misses it by 0.86 of its size, as soft MinSNR's does (0.87); with
+    # floors of 0.03, 0.1 and 0.3 by 0.70, 0.46 and 0.39 (no weighting: 0.38). 0.1 is the least that is not told apart
+    # from the best floor, and it alone lowers the loss below t = 900, too.
 
     def __post_init__(self) -> None:
         if not self.gamma > 0:
