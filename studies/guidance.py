@@ -99,7 +99,7 @@ def _page(results: Results) -> PageParts:
         plot_says="Kernel distance, recall and cut-off values against the guidance scale, with and without rescale.",
         conclusion="\n".join(_sentences(results)),
         at_full_size="Where the best scale lies depends on how well the model knows the prompt: a tiny model after a "
-        "few hundred steps is unsure, and gains from more guidance than a trained one would. Pictures of flat "
+        "few hundred steps is unsure of it, and guidance burns its pictures more than it helps. Pictures of flat "
         "colours, many of them pure black or white, hide what guidance burns in photographs and paintings. The "
         "report's 3.5 to 5 was judged by eye on a finished model.",
     )

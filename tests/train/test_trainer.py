@@ -444,3 +444,15 @@ def test_a_fused_update_that_meets_infinity_is_not_saved(config: TrainConfig) ->
             list(trainer.steps())
     assert_equal_states(state(config), before)
     assert [report.steps_done for report in train(config)] == [3, 4]
+
+
+def test_offset_noise_is_trained_on_and_not_validated_with(config: TrainConfig) -> None:
+    """The rate is too small to learn from: what differs is the noise."""
+    validation = ValidationConfig(every=1, count=1, timesteps=(500, 999))
+    still = replace(config, steps=1, optim=OptimConfig(lr=1e-12, warmup_steps=0), validation=validation)
+    offset = replace(still, noise_offset=1.0, run_dir=config.run_dir.with_name("offset"))
+    (plain_step,), (offset_step,) = train(still), train(offset)
+    assert offset_step.loss != pytest.approx(plain_step.loss, rel=1e-3)
+    records = [read_metrics(each.run_dir / "metrics.jsonl") for each in (still, offset)]
+    plain, other = ([r["validation_loss"] for r in of_run if "validation_loss" in r] for of_run in records)
+    assert plain and other[-1] == pytest.approx(plain[-1], rel=1e-5)
