@@ -17,7 +17,7 @@ from typing import Any
 
 from sumizome.distributed.runtime import Ranks
 
-__all__ = ["EXIT_HANG", "Sign", "Watchdog", "verdict"]
+__all__ = ["EXIT_HANG", "Sign", "Watchdog", "read_signs", "verdict"]
 
 EXIT_HANG = 70
 """The exit status of a rank that gave up waiting for another."""
@@ -43,6 +43,14 @@ class Sign:
     def decode(text: str) -> "Sign":
         alive, step, place, doing, host = text.split("|", 4)
         return Sign(int(alive), int(step), int(place), doing, host)
+
+
+def read_signs(store: Any, before: Sequence[Sign]) -> list[Sign]:
+    """Each rank's newest sign of life; the one of `before` for a rank that has not written any."""
+    keys = [str(rank) for rank in range(len(before))]
+    if not store.check(keys):  # `multi_get` would wait for them
+        return [Sign.decode(store.get(key).decode()) if store.check([key]) else before[int(key)] for key in keys]
+    return [Sign.decode(text.decode()) for text in store.multi_get(keys)]
 
 
 def verdict(signs: Sequence[Sign], silent_for: Sequence[float], stuck_for: Sequence[float], timeout: float) -> str:
@@ -75,6 +83,8 @@ class Watchdog:
     ranks: Ranks
     timeout: float
     _sign: Sign = field(default_factory=lambda: Sign(0, host=os.uname().nodename.replace("|", "")))
+    _hosts: Sequence[str] = ()
+    """Of all ranks."""
     _ended: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -87,7 +97,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if self.ranks.world > 1:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self.ranks.gather(None)  # the clock starts when all are there
+            self._hosts = self.ranks.gather(self._sign.host)  # the clock starts when all are there
             self._thread.start()
         return self
 
@@ -111,8 +121,7 @@ class Watchdog:
         return PrefixStore(f"sumizome/signs/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def _watch_store(self, store: Any) -> None:
-        keys = [str(rank) for rank in range(self.ranks.world)]
-        seen: list[Sign | None] = [None] * self.ranks.world
+        seen = [Sign(0, host=host) for host in self._hosts]  # a rank may be stopped before its first sign
         alive_at = [time.monotonic()] * self.ranks.world
         moved_at = list(alive_at)
         while not self._ended.wait(min(5.0, self.timeout / 4)):
@@ -120,15 +129,13 @@ class Watchdog:
             self._sign = Sign(mine.alive + 1, mine.step, mine.place, mine.doing, mine.host)
             store.set(str(self.ranks.rank), self._sign.encode())
             now = time.monotonic()
-            for rank, text in enumerate(store.multi_get(keys)):
-                sign, before = Sign.decode(text.decode()), seen[rank]
-                if before is None or sign.alive != before.alive:
+            for rank, (before, sign) in enumerate(zip(seen, read_signs(store, seen), strict=True)):
+                if sign.alive != before.alive:
                     alive_at[rank] = now
-                if before is None or (sign.step, sign.place) != (before.step, before.place):
+                if (sign.step, sign.place) != (before.step, before.place):
                     moved_at[rank] = now
                 seen[rank] = sign
-            signs = [sign for sign in seen if sign is not None]
-            found = verdict(signs, [now - at for at in alive_at], [now - at for at in moved_at], self.timeout)
+            found = verdict(seen, [now - at for at in alive_at], [now - at for at in moved_at], self.timeout)
             if found and not self._ended.is_set():
                 self._end(found)
 

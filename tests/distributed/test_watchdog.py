@@ -1,6 +1,8 @@
 """Whom the watchdog names: a rank that gives no sign of life, or the one that the others wait for."""
 
-from sumizome.distributed.watchdog import Sign, verdict
+from torch.distributed import HashStore
+
+from sumizome.distributed.watchdog import Sign, read_signs, verdict
 
 
 def sign(step: int, place: int = 0, doing: str = "in forward and backward") -> Sign:
@@ -33,3 +35,14 @@ def test_the_first_step_may_take_long() -> None:
 
 def test_a_sign_comes_back_as_it_was_sent() -> None:
     assert Sign.decode(sign(3, 2).encode()) == sign(3, 2)
+
+
+def test_a_rank_that_was_stopped_before_its_first_sign_is_waited_for_and_named_like_any_other() -> None:
+    store, before = HashStore(), [Sign(0, host="host-a"), Sign(0, host="host-b")]
+    store.set("0", sign(3).encode())
+    signs = read_signs(store, before)
+    assert signs == [sign(3), before[1]]
+    said = verdict(signs, [1.0, 11.0], [1.0, 11.0], timeout=10.0)
+    assert said == "rank 1 on host-b (step 0, starting) has given no sign of life for 10 s"
+    store.set("1", sign(2).encode())
+    assert read_signs(store, signs) == [sign(3), sign(2)]
