@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,6 @@ from test_tar_sources import png
 from sumizome.data import journal, verification
 from sumizome.data.images import WHITE
 from sumizome.data.ingest import IngestResult, ingest_to
-from sumizome.data.ingest_tables import journal_path
 from sumizome.data.journal import Journal
 from sumizome.data.source_config import DuplicateConfig, SourceConfig
 from sumizome.data.tags import ParsedTags
@@ -228,8 +225,14 @@ from sumizome.data import journal, verification
 from sumizome.data.ingest import ingest_to
 journal.ROWS = 4
 inspect = verification._inspect
-verification._inspect = lambda task, look: (time.sleep(0.05), inspect(task, look))[1]
-print("ready", flush=True)
+seen = []
+def halting(task, look):
+    seen.append(task)
+    if len(seen) == 30:
+        print("thirtieth", flush=True)
+        time.sleep(600)
+    return inspect(task, look)
+verification._inspect = halting
 ingest_to(Path(sys.argv[2]), [Path(sys.argv[1])], workers=0)
 """
 
@@ -241,21 +244,10 @@ def test_a_killed_ingest_goes_on_where_it_was(tmp_path: Path, how: signal.Signal
         draw(root / f"{at:02}.png", at)
     settle(root)
     with subprocess.Popen([sys.executable, "-c", PROGRAM, root, manifest], stdout=-1, stderr=-3) as process:
-        assert process.stdout and process.stdout.readline() == b"ready\n"
-        for _ in waiting():
-            if journal_path(manifest).is_file() and journal_path(manifest).stat().st_size > 3000:
-                break
+        assert process.stdout and process.stdout.readline() == b"thirtieth\n"
         process.send_signal(how)
         process.wait()
     assert not manifest.exists()
     result = ingest_to(manifest, [root], workers=0)
     assert 4 <= result.found_earlier < 60
     assert (len(decoded), len(result.manifest)) == (60 - result.found_earlier, 60)
-
-
-def waiting(seconds: float = 60) -> Iterator[None]:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        yield
-        time.sleep(0.02)
-    raise TimeoutError
