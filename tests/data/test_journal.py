@@ -219,10 +219,11 @@ def test_one_ingest_at_a_time(tmp_path: Path) -> None:
 # --- killed -----------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from sumizome.data import journal, verification
 from sumizome.data.ingest import ingest_to
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started ignoring it
 journal.ROWS = 4
 inspect = verification._inspect
 seen = []
