@@ -27,6 +27,8 @@ __all__ = ["CLAIM", "prepared_to_store"]
 
 CLAIM = "preparing.json"
 _OURS = re.compile(r"units/unit-[\w.-]+\.(safetensors|parquet|json)|latents(\.next)?\.json|rejects\.csv")
+_LOCK = ".staging.lock"
+"""Once a folder has it, what lies there is a copy of a store's, or was to become it: it may be thrown away."""
 _REQUESTS = 16
 
 
@@ -34,10 +36,15 @@ def prepared_to_store(steps: Iterator[PrepareProgress], folder: Path, store: Sto
     """The steps of `prepare_latents` into `folder`, with what each has committed put into the store.
 
     `steps` must not have begun: what the store holds is brought here first.
-    Raises: ShardError if another machine is at work there; StoreError if the store cannot be reached.
+    Raises: ShardError if another machine is at work there; StoreError if the store cannot be reached; ConfigError if
+    `folder` holds latents that were not made there for a store.
     """
+    if not (folder / _LOCK).exists() and _newest_plan(folder):
+        raise ConfigError(
+            f"{folder} holds latents of its own, which those of {store.address} would replace; give another --staging"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    lock = hold_lock(folder / ".staging.lock", lambda holder: ShardError(f"{holder} prepares into {store.address}"))
+    lock = hold_lock(folder / _LOCK, lambda holder: ShardError(f"{holder} prepares into {store.address}"))
     with lock, _claimed(store):
         _bring_back(store, folder)
         copy = _Copy(store, folder)
@@ -78,8 +85,9 @@ def _check_claim(store: Store, machine: str) -> None:
 
 def _bring_back(store: Store, folder: Path) -> None:
     """Makes the folder what the store holds, unless it holds the same or, of the same plan, more."""
-    listed = {name: size for name, size in store.list().items() if _OURS.fullmatch(name)}
-    if foreign := [name for name in store.list() if name not in listed and name != CLAIM]:
+    there = store.list()
+    listed = {name: size for name, size in there.items() if _OURS.fullmatch(name)}
+    if foreign := [name for name in there if name not in listed and name != CLAIM]:
         raise ConfigError(f"--out {store.address} holds other things ({foreign[0]}); give a new or empty prefix")
     plans = [name for name in ("latents.next.json", "latents.json") if name in listed]
     if not plans:

@@ -116,6 +116,17 @@ def test_a_prefix_of_other_things_is_refused(
     assert list(store.list()) == ["thesis.tex"]
 
 
+def test_finished_latents_of_a_folder_are_not_taken_for_a_copy(
+    manifests: tuple[Manifest, Manifest], vae: AutoencoderKL, store: Store, tmp_path: Path
+) -> None:
+    old, new = manifests
+    finish(new, vae, tmp_path / "mine")
+    mine = held(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"mine holds latents of its own.*give another --staging"):
+        next(steps(old, vae, tmp_path / "mine", store))
+    assert held(tmp_path / "mine") == mine and not store.list()
+
+
 def test_what_cannot_be_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     told = cli.Command(Path("m.parquet"), Path("model"), Path("s3://bucket/latents"))
     assert cli.as_shell(told) == "sumizome prepare m.parquet --model model --out s3://bucket/latents"

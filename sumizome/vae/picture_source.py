@@ -108,11 +108,11 @@ class PictureSource:
         original = self._pair(self._originals, row)
         frame = Frame(original, original, (0, 0), original) if self.cache is None else self._frame(row)
         digest = str(self.manifest.table["sha256"][here])
+        picture = self.manifest.picture(here)
         try:
-            picture = self.manifest.picture(here)
             pixels = load_canvas(picture, frame, self.manifest.background, sha256=digest)
         except ImageRejected as error:
-            raise DataError(f"{self.manifest.picture(here)}: {error}") from error
+            raise DataError(f"{picture}: {error}") from error
         mask = None if self.masks is None else self._mask(row, frame)
         latents = None if self.cache is None else self.cache.read(self._cache_rows[row : row + 1])[0]
         return Shown(pixels, mask, latents)
