@@ -20,7 +20,14 @@ from sumizome.diffusion.guidance import GuidanceConfig
 from sumizome.diffusion.samplers import SAMPLERS
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.diffusion.sigmas import build_sigmas
-from sumizome.inference import PictureRequest, SamplingConfig, draw_pictures, guided_denoiser, initial_noise
+from sumizome.inference import (
+    PictureRequest,
+    SamplingConfig,
+    draw_pictures,
+    guided_denoiser,
+    initial_noise,
+    without_autograd,
+)
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tiny import build_tiny_model
 
@@ -52,14 +59,13 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-@torch.no_grad()
 def overhead(model: SDXLModel, request: PictureRequest) -> float:
     """Seconds of one sampling loop beyond its U-Net calls, over those of the calls."""
     schedule = build_noise_schedule(model.schedule_config)
     sigmas = build_sigmas("native", request.sampling.steps, schedule)
     denoise = guided_denoiser(model, [request])
     x = initial_noise(0, (4, 16, 16))[None] * sigmas[0].float()
-    with timed_calls(model.unet) as calls:
+    with without_autograd(), timed_calls(model.unet) as calls:
         total = seconds_of(lambda: list(SAMPLERS["euler"](denoise, x, sigmas, lambda key: x)))
     assert len(calls) == request.sampling.steps
     return total / sum(calls) - 1

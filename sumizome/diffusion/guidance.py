@@ -118,7 +118,7 @@ def guide(
 
     Source: Lin et al. 2305.08891, eqs. 15 and 16.
     """
-    guided = uncond_velocity + guidance_scale * (cond_velocity - uncond_velocity)
+    guided = torch.lerp(uncond_velocity, cond_velocity, guidance_scale)
     if guidance_rescale == 0:
         return guided
     deviation = guided.std(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(guided.dtype).tiny)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from sumizome.diffusion.sigmas import Sigmas
@@ -64,7 +65,7 @@ def contract(x: Latents, towards: Latents, ratio: float) -> Latents:
 
     ratio = s'/s solves the probability flow exactly for a constant denoised, (s'/s)² the mean of the reverse SDE.
     """
-    return towards + ratio * (x - towards)
+    return torch.lerp(towards, x, ratio)
 
 
 def fresh_noise(sigma: float, sigma_next: float) -> float:
