@@ -7,6 +7,7 @@ checkpointing computes again counts for nothing.
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sumizome.distributed.runtime import Ranks
 from sumizome.models.networks import build_network
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.vae import vae_factor
-from sumizome.train.flop import image_flop
+from sumizome.train.flop import ImageFlop, image_flop
 from sumizome.train.task import StepLoss
 
 __all__ = ["Efficiency", "device_peak", "memory_in_use"]
@@ -32,14 +33,19 @@ class Efficiency:
 
     def __init__(self, model: SDXLModel, *, text_is_trained: bool, peak: float | None) -> None:
         """`peak`: FLOP/s of one device; None where nobody knows it."""
-        self._flop = image_flop(
-            build_network("unet", dict(model.unet.config), device="meta"),
-            model.text_encoders,
-            vae_factor=vae_factor(model.vae),
-            text_is_trained=text_is_trained,
-        )
+        self._model, self._text_is_trained = model, text_is_trained
         self._peak = peak
         self.forget()
+
+    @cached_property
+    def _flop(self) -> ImageFlop:
+        """Found with the first summary: the passes that tell it would hold up a run's first step."""
+        return image_flop(
+            build_network("unet", dict(self._model.unet.config), device="meta"),
+            self._model.text_encoders,
+            vae_factor=vae_factor(self._model.vae),
+            text_is_trained=self._text_is_trained,
+        )
 
     def forget(self) -> None:
         """Starts a new window."""
