@@ -178,7 +178,7 @@ def _prepare_networks(model: SDXLModel, config: TrainConfig, precision: Precisio
     statistics = stated_statistics(config.latent_statistics)
     if statistics:  # previews decode with these
         apply_latent_statistics(model.vae, *statistics)
-    for name, network in model.networks().items():
+    for name, network in model.networks.items():
         if name != "vae" and precision.weights != torch.float32:
             network.to(precision.weights)
     if config.preview.every:
