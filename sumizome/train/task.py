@@ -47,6 +47,8 @@ class StepLoss:
     captions_cut: int = 0
     """Captions whose end did not fit into the chunks."""
     tokens: int = 0
+    canvas: tuple[int, int] = (0, 0)
+    """(height, width) px of the batch; (0, 0) where nobody asks."""
     """Rows of the text condition."""
     parts: Mapping[str, PerSample] = field(default_factory=dict)
     """What `weighted` is the sum of, before its weights, where it is a sum; for the record."""

@@ -169,7 +169,7 @@ class Trainer:
         self.ema.update(self.steps_done)
         self._window.add_step(losses, batches, float(grad_norm), lr)
         if self.efficiency is not None:
-            self.efficiency.add_step(batches, losses)
+            self.efficiency.add_step(losses)
         return mean_loss
 
     def _backward(self, batch: Batch, index: int, *, last: bool) -> StepLoss:
