@@ -113,7 +113,7 @@ def write_model(folder: Path, width: int) -> int:
         pooled_dim=pooled,
     )
     unet = build_network("unet", config)
-    write_diffusers_folder(replace(tiny, unet=unet), folder)
+    write_diffusers_folder(replace(tiny, networks={**tiny.networks, "unet": unet}), folder)
     return 4 * sum(parameter.numel() for parameter in unet.parameters())
 
 

@@ -70,9 +70,9 @@ def write_diffusers_folder(
     Raises: ExportError if `path` exists, a network is missing, a weight overflows `dtype`, or reading back differs.
     """
     check_diffusers_folder(model, path, overwrite=overwrite)
-    networks = model.networks()
+    networks = model.networks
     if fold_latents and needs_folding(model.vae):
-        networks = networks | {"vae": _with_sdxl_scaling(model.vae)}
+        networks = {**networks, "vae": _with_sdxl_scaling(model.vae)}
     with folder_committed(path, failure=ExportError) as folder, read_back():
         write_small_files(folder, networks, model.prediction_type, model.schedule_config)
         for name, network in networks.items():
@@ -112,9 +112,9 @@ def write_single_file(
     Raises: ExportError as `check_single_file` does, or if a weight overflows `dtype`, or reading back differs.
     """
     check_single_file(model, path, unet_alone=unet_alone, overwrite=overwrite)
-    networks = {"unet": model.networks()["unet"]} if unet_alone else model.networks()
+    networks = {"unet": model.networks["unet"]} if unet_alone else model.networks
     if "vae" in networks and needs_folding(model.vae):
-        networks = networks | {"vae": _with_sdxl_scaling(model.vae)}
+        networks = {**networks, "vae": _with_sdxl_scaling(model.vae)}
     metadata = model_metadata(model, card or ModelCard(), dtype)
     if unet_alone:
         del metadata["modelspec.vae_dtype"]
@@ -136,9 +136,9 @@ def check_single_file(model: SDXLModel, path: Path, *, unet_alone: bool = False,
     if not unet_alone:
         _check_whole(model)
         check_sidecar(path, sidecar_path(model, path), model.prediction_type, overwrite)
-    elif model.unet is None:
+    elif "unet" not in model.networks:
         raise ExportError("the U-Net was not loaded, so it cannot be exported.")
-    elif model.vae is not None and needs_folding(model.vae):
+    elif "vae" in model.networks and needs_folding(model.vae):
         raise ExportError(
             "the U-Net works on latents with statistics of their own, and alone it cannot say so: export the single "
             "file or the folder, whose VAE they are folded into."
@@ -185,7 +185,7 @@ def _stored(rule: KeyRule, native: Mapping[str, Tensor], dtype: ExportDtype) -> 
 
 
 def _check_whole(model: SDXLModel) -> None:
-    missing = {"unet", "vae", "text_encoder", "text_encoder_2"} - set(model.networks())
+    missing = {"unet", "vae", "text_encoder", "text_encoder_2"} - set(model.networks)
     if missing:
         raise ExportError(f"an export needs every network; {', '.join(sorted(missing))} was not loaded.")
 

@@ -104,4 +104,5 @@ def commit_with_sidecar(path: Path, sidecar: Path | None, write: Callable[[Path]
 
 
 def _is_full_size(model: SDXLModel) -> bool:
-    return tuple(model.unet.config["block_out_channels"]) == unet_config()["block_out_channels"]
+    widths: tuple[int, ...] = unet_config()["block_out_channels"]
+    return tuple(model.unet.config["block_out_channels"]) == widths

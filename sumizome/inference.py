@@ -224,7 +224,7 @@ def guided_denoiser(
     denoisers = {prompts: _guided(model, batch, prompts, max_chunks) for prompts in dict.fromkeys(by_step)}
     if len(denoisers) == 1 or sigmas is None:
         return denoisers[by_step[0]]
-    ends = sigmas[1:].tolist()
+    ends: list[float] = sigmas[1:].tolist()
     # A grid that was cut at its beginning makes the last steps.
     versions = [denoisers[prompts] for prompts in by_step[-len(ends) :]]
 

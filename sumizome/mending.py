@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
@@ -111,11 +111,8 @@ def _model(
 ) -> SDXLModel:
     """The model without its weights: what `export` needs to write everything that stands beside them."""
     built = {network.name: build_network(network.name, network.config, "meta") for network in networks}
-    encoders = [built[name] for name in ("text_encoder", "text_encoder_2") if name in built]
     schedule = ScheduleConfig(zero_terminal_snr=zero_terminal_snr, **betas)
-    return SDXLModel(
-        built["unet"], built.get("vae"), nn.ModuleList(encoders) if encoders else None, prediction_type, schedule, None
-    )
+    return SDXLModel(built, prediction_type, schedule, source=None)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -170,7 +167,7 @@ def _write_folder(
 ) -> Mended:
     own = {network.name: _folder_jobs(network, config) for network in networks}
     with folder_committed(out, failure=ExportError) as folder, read_back():
-        write_small_files(folder, model.networks(), model.prediction_type, model.schedule_config)
+        write_small_files(folder, model.networks, model.prediction_type, model.schedule_config)
         for name, jobs in own.items():
             write_tensors(weights_path(folder, name), jobs, {"format": "pt"})
         _check_step(model, networks, folder, config)

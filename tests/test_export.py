@@ -15,7 +15,6 @@ import yaml
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from sumizome import export
 from sumizome.diffusion.denoiser import Denoiser
@@ -54,7 +53,7 @@ def _conditioning(model: SDXLModel, prompts: list[str]) -> UNetConditioning:
 
 
 def test_diffusers_holds_the_same_weights(vivid: SDXLModel, vivid_pipeline: StableDiffusionXLPipeline) -> None:
-    for name, network in vivid.networks().items():
+    for name, network in vivid.networks.items():
         assert model_digest(getattr(vivid_pipeline, name)) == model_digest(network)
 
 
@@ -142,9 +141,9 @@ def test_both_layouts_read_back_bit_for_bit(
         vivid_folder = write_diffusers_folder(vivid, tmp_path / "folder", dtype=dtype)
         file = write_single_file(vivid, tmp_path / "file.safetensors", dtype=dtype)
     for loaded in (load_model(vivid_folder, dtype=torch_dtype), load_model(file, dtype=torch_dtype)):
-        for name, network in vivid.networks().items():
+        for name, network in vivid.networks.items():
             expected = network.state_dict()
-            for key, tensor in loaded.networks()[name].state_dict().items():
+            for key, tensor in loaded.networks[name].state_dict().items():
                 assert torch.equal(tensor, expected[key].to(torch_dtype).to(tensor.dtype)), key
 
 
@@ -302,7 +301,7 @@ def test_what_the_layouts_cannot_say_is_refused(vivid: SDXLModel, tmp_path: Path
         "sample": replace(vivid, prediction_type="sample", schedule_config=ScheduleConfig(zero_terminal_snr=False)),
         "ztsnr needs v_pred": replace(vivid, prediction_type="epsilon"),
         "betas": replace(vivid, schedule_config=ScheduleConfig(beta_end=0.02)),
-        "vae was not loaded": replace(vivid, vae=None),
+        "vae was not loaded": replace(vivid, networks={name: n for name, n in vivid.networks.items() if name != "vae"}),
     }
     for message, wrong in refused.items():
         with pytest.raises(ExportError, match=message):
@@ -346,16 +345,15 @@ def test_a_full_size_model_goes_through_a_single_file(tmp_path: Path) -> None:
         network.to_empty(device="cpu")
         for tensor in network.state_dict().values():
             tensor.uniform_(-0.05, 0.05, generator=draw)
-    encoders = nn.ModuleList([networks["text_encoder"], networks["text_encoder_2"]])
-    model = SDXLModel(networks["unet"], networks["vae"], encoders, "v_prediction", ScheduleConfig(), None)
+    model = SDXLModel(networks, "v_prediction", ScheduleConfig(), source=None)
     digests = {name: model_digest(network) for name, network in networks.items()}
 
     path = write_single_file(model, tmp_path / "full.safetensors", dtype="bf16")
-    del networks, encoders, model
+    del networks, model
     with safe_open(path, "pt") as opened:
         assert opened.metadata()["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
         unet = [name for name in opened.keys() if name.startswith("model.diffusion_model.")]  # noqa: SIM118
     assert len(unet) == 1680 and path.with_suffix(".yaml").is_file()
     for component in ("unet", "text_encoders"):
-        for name, network in load_model(path, dtype=torch.bfloat16, components=(component,)).networks().items():
+        for name, network in load_model(path, dtype=torch.bfloat16, components=(component,)).networks.items():
             assert model_digest(network) == digests[name]

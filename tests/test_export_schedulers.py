@@ -151,7 +151,7 @@ def test_a_pipeline_from_the_single_file_and_the_folder_as_config_is_the_folders
     assert single.scheduler.config.rescale_betas_zero_snr and single.scheduler.config.timestep_spacing == "trailing"
     asked = {"height": CANVAS[0], "width": CANVAS[1], "num_inference_steps": 4, "output_type": "pt"}
     vivid_pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(vivid_folder, subfolder="scheduler")
-    for name, network in vivid.networks().items():
+    for name, network in vivid.networks.items():
         assert model_digest(getattr(single, name)) == model_digest(network), name
     found = single(PROMPT, negative_prompt="", latents=noise.clone(), guidance_scale=1.0, **asked).images
     again = vivid_pipeline(PROMPT, negative_prompt="", latents=noise.clone(), guidance_scale=1.0, **asked).images

@@ -39,8 +39,8 @@ def bare(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def same_weights(path: Path, model: SDXLModel) -> None:
     loaded = load_model(path)
-    for name, network in model.networks().items():
-        assert model_digest(loaded.networks()[name]) == model_digest(network), name
+    for name, network in model.networks.items():
+        assert model_digest(loaded.networks[name]) == model_digest(network), name
 
 
 # --- marks and metadata ----------------------------------------------------------------------------------------------

@@ -66,8 +66,8 @@ def test_a_folder_and_a_file_merge_into_a_folder(
 ) -> None:
     by_folder = merge_weighted([tiny_folder, other], [1.0, 1.0], tmp_path / "folder").mended.path
     by_file = merge_weighted([tiny_file, other], [1.0, 1.0], tmp_path / "m.safetensors").mended.path
-    for name, network in load_model(by_folder).networks().items():
-        same = load_model(by_file).networks()[name].state_dict()
+    for name, network in load_model(by_folder).networks.items():
+        same = load_model(by_file).networks[name].state_dict()
         assert all(torch.equal(tensor, same[key]) for key, tensor in network.state_dict().items())
 
 

@@ -325,8 +325,8 @@ def test_each_origin_is_read_as_what_it_is(name: str, origins: Origins, tiny: SD
         expected.zero_terminal_snr,
     )
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[expected.dtype]
-    for part, network in loaded.networks().items():
-        for key, tensor in tiny.networks()[part].state_dict().items():
+    for part, network in loaded.networks.items():
+        for key, tensor in tiny.networks[part].state_dict().items():
             assert torch.equal(network.state_dict()[key], tensor.to(dtype).float()), (part, key)
     for component in expected.lacks:
         with pytest.raises(ModelError, match="has no"):

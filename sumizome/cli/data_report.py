@@ -89,6 +89,4 @@ def _vae_digest(model: Path) -> str:
     from sumizome.models.sdxl import load_model
     from sumizome.models.vae import vae_digest
 
-    vae = load_model(model, components=("vae",)).vae
-    assert vae is not None  # it was asked for
-    return vae_digest(vae)
+    return vae_digest(load_model(model, components=("vae",)).vae)

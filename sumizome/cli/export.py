@@ -108,7 +108,7 @@ def _model_and_card(command: Command) -> "tuple[SDXLModel, ModelCard]":
             held = {part.name for part in inspect_model(command.model).components}
             components = ("unet", "vae") if "vae" in held else ("unet",)
         model = load_model(command.model, components=components)
-        return model, card if model.vae is None else replace(card, resolution=native_canvas(model))
+        return model, replace(card, resolution=native_canvas(model)) if "vae" in model.networks else card
     model, step = load_trained_model(command.model, command.weights)
     print(f"{command.model}: step {step}, {command.weights} weights")
     summary = training_summary(command.model, step, command.weights)

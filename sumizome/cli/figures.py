@@ -8,6 +8,7 @@ and buckets · B latents before and after normalising. 8 and B, and 1 without --
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +76,7 @@ def run(command: Command) -> None:
         image = figure.image
         if image is not None:
             path = command.out / f"figure-{figure.key}.png"
-            write_atomically(path, lambda temporary, image=image: image.save(temporary, format="PNG"))
+            write_atomically(path, partial(image.save, format="PNG"))
     facts = {
         "model": candidate.name,
         "figures": {f.key: {"title": f.title, "number": f.number, "values": f.values} for f in figures},

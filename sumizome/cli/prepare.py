@@ -103,7 +103,6 @@ def run(command: Command) -> None:
         console = Console(quiet=not speaks)
         _print_buckets(console, bucket_report(picture_sizes(manifest), table, buckets.max_aspect_error))
         vae = load_model(command.model, components=("vae",), device=choose_device(device)).vae
-        assert vae is not None  # it was asked for
         names = {field.name for field in fields(PrepareConfig)} & {field.name for field in fields(Command)}
         config = PrepareConfig(buckets, **{name: getattr(command, name) for name in names})
         folder = command.out if store is None else command.staging or _staging(store.address)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sumizome.train.config import TrainConfig as Command
 
 if TYPE_CHECKING:
-    from sumizome.train.trainer import Trainer
+    from sumizome.train.build import DenoisingTrainer
 
 __all__ = ["Command", "run"]
 
@@ -27,12 +27,12 @@ def run(command: Command) -> None:
     run_session(command, build_trainer, _opening, _closing_words)
 
 
-def _closing_words(trainer: "Trainer") -> str:
+def _closing_words(trainer: "DenoisingTrainer") -> str:
     run_dir, steps = trainer.config.run_dir, trainer.config.steps
     return f"{run_dir}: step {steps} saved; try `sumizome sample --model {run_dir} --prompt … --out pictures`"
 
 
-def _opening(trainer: "Trainer") -> str:
+def _opening(trainer: "DenoisingTrainer") -> str:
     config, count = trainer.config, sum(p.numel() for p in trainer.parameters.values())
     spans = config.spans()
     batch = spans[0].images_per_step

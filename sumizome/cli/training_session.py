@@ -8,11 +8,14 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from sumizome.distributed.runtime import Ranks
+    from sumizome.train.task import Batches, RunSettings, Task
     from sumizome.train.trainer import Asked, StepReport, Trainer
+
+    _Trainer = TypeVar("_Trainer", bound=Trainer[RunSettings, Task, Batches])
 
 __all__ = ["EXIT_STOPPED", "run_session"]
 
@@ -24,9 +27,9 @@ _LINES = 20
 
 def run_session(
     config: Any,
-    build: "Callable[[Any, Ranks], tuple[Trainer, list[str]]]",
-    opening: "Callable[[Trainer], str]",
-    closing_words: "Callable[[Trainer], str]",
+    build: "Callable[[Any, Ranks], tuple[_Trainer, list[str]]]",
+    opening: "Callable[[_Trainer], str]",
+    closing_words: "Callable[[_Trainer], str]",
 ) -> None:
     """Builds the trainer and trains to the end. Raises: SystemExit(EXIT_STOPPED) when it was asked to stop before."""
     from sumizome.distributed.runtime import join_ranks
@@ -49,7 +52,7 @@ def run_session(
 
 
 def _train(
-    trainer: "Trainer", steps: int, say: Callable[[str], None], closing_words: "Callable[[Trainer], str]"
+    trainer: "_Trainer", steps: int, say: Callable[[str], None], closing_words: "Callable[[_Trainer], str]"
 ) -> bool:
     """Whether all steps are done."""
     if trainer.steps_done >= steps:

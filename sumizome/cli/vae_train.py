@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sumizome.vae.config import VaeTrainConfig as Command
 
 if TYPE_CHECKING:
-    from sumizome.train.trainer import Trainer
+    from sumizome.vae.build import DecoderTrainer
 
 __all__ = ["Command", "run"]
 
@@ -30,7 +30,7 @@ def run(command: Command) -> None:
     run_session(command, build_vae_trainer, _opening, _closing_words)
 
 
-def _opening(trainer: "Trainer") -> str:
+def _opening(trainer: "DecoderTrainer") -> str:
     config, loader = trainer.config, trainer.loader
     count = sum(p.numel() for name, p in trainer.parameters.items() if not name.startswith("discriminator."))
     ranks = trainer.ranks.world
@@ -45,7 +45,7 @@ def _opening(trainer: "Trainer") -> str:
     )
 
 
-def _closing_words(trainer: "Trainer") -> str:
+def _closing_words(trainer: "DecoderTrainer") -> str:
     from sumizome.vae.build import check_encoder
 
     run_dir = trainer.config.run_dir

@@ -18,7 +18,7 @@ from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule, si
 from sumizome.diffusion.sigmas import BASE_SIGMA_MAX, SigmaMax, build_sigmas
 from sumizome.evaluate.config import FigureConfig
 from sumizome.evaluate.labelled import labelled_grid
-from sumizome.evaluate.scores import bootstrap, brightness
+from sumizome.evaluate.scores import Interval, bootstrap, brightness
 from sumizome.inference import (
     PictureRequest,
     SamplingConfig,
@@ -183,17 +183,20 @@ def opposing_colours(model: SDXLModel, config: FigureConfig) -> Figure:
     """Figure 3: large areas of opposing colours, with the terminal step and without."""
     finite_name = _sigma_words(model, BASE_SIGMA_MAX)
     starts: dict[str, SigmaMax] = {"pure noise": "pure", finite_name: matched_sigma(model, BASE_SIGMA_MAX)}
-    rows, labels, values = [], [], []
+    rows, labels = [], []
+    away: dict[str, list[Interval]] = {name: [] for name in starts}
     for prompt in config.opposing_prompts:
-        away = {}
         for name, start in starts.items():
             base = PictureRequest(prompt, canvas=native_canvas(model), sampling=_sampling(config, start))
             row = _draw(model, base, config.seeds)
             rows.append(row)
             labels.append(f"{prompt}: {name}")
-            away[name] = bootstrap(np.abs(brightness(_pixels(row)) - 0.5))
-        values.append({"prompt": prompt, "pure": vars(away["pure noise"]), "finite": vars(away[finite_name])})
-    pure, finite = (float(np.mean([value[key]["value"] for value in values])) for key in ("pure", "finite"))
+            away[name].append(bootstrap(np.abs(brightness(_pixels(row)) - 0.5)))
+    pure, finite = (float(np.mean([interval.value for interval in found])) for found in away.values())
+    values = [
+        {"prompt": prompt, "pure": vars(of_pure), "finite": vars(of_finite)}
+        for prompt, of_pure, of_finite in zip(config.opposing_prompts, *away.values(), strict=True)
+    ]
     return Figure(
         "3",
         "Opposing colours with and without the terminal step",

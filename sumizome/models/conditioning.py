@@ -73,6 +73,7 @@ def apply_unet(
 ) -> Latents:
     """The U-Net's raw output for VP-scaled latents, in its own dtype (autocast decides that in training)."""
     added = {"text_embeds": conditioning.pooled_prompt_embeds, "time_ids": conditioning.time_ids}
+    model_output: Latents
     (model_output,) = unet(
         noised_latents,
         timesteps,

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers import ModelMixin
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import (
@@ -123,7 +125,7 @@ def write_small_files(
         _write_json(folder / name / "config.json", config)
 
 
-def write_config(folder: Path, network: nn.Module) -> None:
+def write_config(folder: Path, network: ModelMixin) -> None:
     """The config.json of one network of diffusers, alone in its folder."""
     _write_json(folder / "config.json", _config(network))
 
@@ -134,12 +136,12 @@ def folder_key(name: str, key: str) -> str:
     return f"text_model.{key}" if inside else key
 
 
-def _config(network: nn.Module) -> Config:
+def _config(network: ModelMixin) -> Config:
     own = {key: value for key, value in network.config.items() if not key.startswith("_")}
     return {"_class_name": type(network).__name__, "_diffusers_version": diffusers.__version__, **own}
 
 
-def _text_config(network: nn.Module) -> Config:
+def _text_config(network: PreTrainedModel) -> Config:
     """CLIP's architecture alone: transformers 4 and 5 differ in everything else that they write."""
     own = {key: getattr(network.config, key) for key in clip_config()}
     return {"model_type": "clip_text_model", "architectures": [type(network).__name__], **own}
@@ -147,7 +149,7 @@ def _text_config(network: nn.Module) -> Config:
 
 def _model_index(networks: Mapping[str, nn.Module]) -> dict[str, Any]:
     libraries = {name: "transformers" if name.startswith("text_encoder") else "diffusers" for name in networks}
-    inpaints = networks["unet"].config["in_channels"] != LATENT_CHANNELS
+    inpaints = _config(networks["unet"])["in_channels"] != LATENT_CHANNELS
     return {
         "_class_name": f"StableDiffusionXL{'Inpaint' if inpaints else ''}Pipeline",
         "_diffusers_version": diffusers.__version__,

@@ -26,13 +26,17 @@ def build_network(name: str, config: Config, device: torch.device | str = "cpu")
     """
     try:
         with torch.device(device):
+            network: nn.Module
             match name:
                 case "unet":
-                    return UNet2DConditionModel.from_config(config)
+                    network = UNet2DConditionModel.from_config(config)
                 case "vae":
-                    return AutoencoderKL.from_config(config)
-            text = CLIPTextConfig.from_dict(config)
-            return (CLIPTextModel if name == "text_encoder" else CLIPTextModelWithProjection)(text)
+                    network = AutoencoderKL.from_config(config)
+                case "text_encoder":
+                    network = CLIPTextModel(CLIPTextConfig.from_dict(config))
+                case _:
+                    network = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config))
+            return network
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"the configuration of {name} is not one of SDXL's architecture: {reason}.") from error

@@ -4,7 +4,7 @@ Owns which networks make a component and in which precision they are held. Where
 predicts is said by `diffusers_folder` and `single_file`. Nothing is fetched from a hub, nothing is unpickled.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -37,26 +37,40 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class SDXLModel:
-    """The networks and what the U-Net was trained to predict. A component that was not asked for is None."""
+    """The networks that were loaded, and what the U-Net was trained to predict.
 
-    unet: UNet2DConditionModel | None
-    vae: AutoencoderKL | None
-    text_encoders: nn.ModuleList | None
-    """CLIP-L, then the wider encoder with a projection; `text_encoding.encode_prompts` takes both."""
+    `unet`, `vae` and `text_encoders` are for those who need them: they raise ModelError where they were not asked for.
+    """
+
+    networks: Mapping[str, nn.Module]
+    """By diffusers' names, in this order: unet, vae, text_encoder, text_encoder_2."""
     prediction_type: PredictionType
     schedule_config: ScheduleConfig
     source: Path | None
     """Where it was loaded from; None for a model made from scratch."""
 
-    def networks(self) -> dict[str, nn.Module]:
-        """The loaded networks by diffusers' names: unet, vae, text_encoder, text_encoder_2."""
-        first, second = self.text_encoders or (None, None)
-        named = {"unet": self.unet, "vae": self.vae, "text_encoder": first, "text_encoder_2": second}
-        return {name: network for name, network in named.items() if network is not None}
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self._network("unet")
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self._network("vae")
+
+    @property
+    def text_encoders(self) -> nn.ModuleList:
+        """CLIP-L, then the wider encoder with a projection; `text_encoding.encode_prompts` takes both."""
+        return nn.ModuleList(map(self._network, _NETWORKS["text_encoders"]))
+
+    def _network(self, name: str) -> nn.Module:
+        network = self.networks.get(name)
+        if network is None:
+            raise ModelError(f"the model's {name} is needed, and was not loaded.")
+        return network
 
     def to(self, device: torch.device | str) -> "SDXLModel":
         """The same model, every network moved to `device` (in place, as torch's modules do)."""
-        for network in self.networks().values():
+        for network in self.networks.values():
             network.to(device)
         return self
 
@@ -96,15 +110,7 @@ def load_model(
     found_type, schedule_config = source.prediction()
     if zero_terminal_snr is not None:
         schedule_config = replace(schedule_config, zero_terminal_snr=zero_terminal_snr)
-    encoders = [networks[name] for name in _NETWORKS["text_encoders"] if name in networks]
-    return SDXLModel(
-        unet=networks.get("unet"),
-        vae=networks.get("vae"),
-        text_encoders=nn.ModuleList(encoders) if encoders else None,
-        prediction_type=prediction_type or found_type,
-        schedule_config=schedule_config,
-        source=path,
-    )
+    return SDXLModel(networks, prediction_type or found_type, schedule_config, source=path)
 
 
 def _refuse_inpainting(path: Path, channels: int) -> None:

@@ -31,7 +31,7 @@ class TensorFile:
 
         Raises: ModelError if it holds NaN or infinity.
         """
-        tensor = self._handle.get_tensor(name)
+        tensor: Tensor = self._handle.get_tensor(name)
         if tensor.is_floating_point() and not torch.isfinite(_comparable(tensor)).all():
             raise ModelError(
                 f"{self.path}: tensor {name} holds NaN or infinity, so the model would answer with NaN. "

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.models.architecture import Config, clip_config, unet_config, vae_config
@@ -49,9 +48,12 @@ def build_tiny_model(seed: int = 0, size: TinySize = _SIZE) -> SDXLModel:
         weights = open_tensor_file(_VAE_WEIGHTS)
         vae.load_state_dict({name: weights.read(name).float() for name in weights.shapes})
     return SDXLModel(
-        unet=unet.eval(),
-        vae=vae.eval(),
-        text_encoders=nn.ModuleList([first.eval(), second.eval()]),
+        networks={
+            "unet": unet.eval(),
+            "vae": vae.eval(),
+            "text_encoder": first.eval(),
+            "text_encoder_2": second.eval(),
+        },
         prediction_type="v_prediction",
         schedule_config=ScheduleConfig(zero_terminal_snr=True),
         source=None,

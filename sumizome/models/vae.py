@@ -87,14 +87,16 @@ def encode_pixels(vae: AutoencoderKL, pixels: Pixels) -> Latents:
     factor = vae_factor(vae)
     if pixels.shape[-2] % factor or pixels.shape[-1] % factor:
         raise ValueError(f"pixels of {tuple(pixels.shape[-2:])} are no multiple of the VAE's factor {factor}")
-    return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
+    mode: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+    return mode.float()
 
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Latents) -> Pixels:
     """Pixels [b, 3, f·h, f·w] in [-1, 1], float32, of normalised latents."""
     raw = denormalise(latents, latent_statistics(vae)).to(vae.device, vae.dtype)
-    return vae.decode(raw).sample.float().clamp(-1, 1)
+    pixels: Tensor = vae.decode(raw).sample
+    return pixels.float().clamp(-1, 1)
 
 
 def apply_latent_statistics(vae: AutoencoderKL, mean: Sequence[float], std: Sequence[float]) -> AutoencoderKL:

@@ -61,8 +61,9 @@ def _preprocessing(folder: Path, config: object) -> tuple[int, list[float], list
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     crop = told.get("crop_size") or {}
     side = crop.get("height") if isinstance(crop, dict) else crop
+    usual: int = getattr(config, "image_size", 224)
     return (
-        int(side or getattr(config, "image_size", 224)),
+        int(side or usual),
         told.get("image_mean", [0.5, 0.5, 0.5]),
         told.get("image_std", [0.5, 0.5, 0.5]),
     )

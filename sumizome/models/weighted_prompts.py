@@ -13,6 +13,7 @@ from typing import assert_never
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sumizome.models.text_encoding import (
     BOS,
@@ -174,7 +175,7 @@ def encode_weighted(
             weights[row, place, 1 : len(chunk) + 1] = torch.tensor([token.weight for token in chunk])
     embeds, pooled = encode_prompts(text_encoders, _input_ids(prompts, longest))
     if bool((weights != 1).any()):
-        widths = [encoder.config.hidden_size for encoder in text_encoders]
+        widths = [_width(encoder) for encoder in text_encoders]
         shape = (len(prompts), longest, CHUNK_LENGTH, sum(widths))
         weights = weights.to(embeds.device)
         if syntax == "comfyui":
@@ -203,6 +204,10 @@ def _from_empty(states: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
     """Each state moved along the line from the empty prompt's at its position: e + w·(z − e). ComfyUI's way."""
     weight = weights[..., None].to(states.dtype)
     return torch.where(weight == 1, states, empty[0] + weight * (states - empty[0]))
+
+
+def _width(text_encoder: PreTrainedModel) -> int:
+    return int(text_encoder.config.hidden_size)
 
 
 def _scaled(states: Tensor, weights: Tensor, widths: Sequence[int]) -> Tensor:

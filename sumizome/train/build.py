@@ -6,7 +6,7 @@ Takes the config apart; nothing below sees more of it than its own part. Every r
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -52,13 +52,15 @@ from sumizome.train.step import Objective
 from sumizome.train.timesteps import build_timestep_draw
 from sumizome.train.trainer import Trainer
 
-__all__ = ["build_trainer"]
+__all__ = ["DenoisingTrainer", "build_trainer"]
+
+DenoisingTrainer: TypeAlias = Trainer[TrainConfig, Denoising, BatchLoader | StagedLoader]
 
 _HELD_OUT_AT_MOST = 20
 """One picture in so many is held out at most, however small the set."""
 
 
-def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Trainer, list[str]]:
+def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[DenoisingTrainer, list[str]]:
     """A trainer at the step where the run directory stands (0 when it is new), and what a user should be told.
 
     The caller holds the run directory (`run_dir.hold_run_dir`). Collective.
@@ -104,7 +106,7 @@ def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-def _new_trainer(config: TrainConfig, ranks: Ranks) -> Trainer:
+def _new_trainer(config: TrainConfig, ranks: Ranks) -> DenoisingTrainer:
     """At step 0, from the base model."""
     precision = build_precision(config.precision, ranks.device)
     schedule = build_noise_schedule(config.schedule)
@@ -178,7 +180,7 @@ def _prepare_networks(model: SDXLModel, config: TrainConfig, precision: Precisio
     statistics = stated_statistics(config.latent_statistics)
     if statistics:  # previews decode with these
         apply_latent_statistics(model.vae, *statistics)
-    for name, network in model.networks().items():
+    for name, network in model.networks.items():
         if name != "vae" and precision.weights != torch.float32:
             network.to(precision.weights)
     if config.preview.every:
@@ -223,7 +225,7 @@ def _open_latents(config: TrainConfig, latents: Path, facts: dict[str, Any]) -> 
     return cache.normalised_by(*statistics) if statistics else cache
 
 
-def _check_origin(trainer: Trainer, saved: SavedCheckpoint) -> None:
+def _check_origin(trainer: DenoisingTrainer, saved: SavedCheckpoint) -> None:
     """Raises: CheckpointError when the checkpoint was trained from another base model, or on other latents."""
     check_base_model(trainer.config.run_dir, saved, trainer.facts["base_model"])
     before, now = (

@@ -129,7 +129,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, ranks: Ranks = _AL
     """
     final = directory / f"step-{checkpoint.step:08d}"
     unfinished = directory / f".unfinished-{final.name}"
-    problem, digests = None, {}
+    problem: str | None = None
+    digests: dict[str, str] = {}
     try:
         if ranks.is_first:
             shutil.rmtree(unfinished, ignore_errors=True)

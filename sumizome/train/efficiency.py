@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from sumizome.data.loader import TrainBatch
 from sumizome.device import peak_flop
 from sumizome.distributed.runtime import Ranks
 from sumizome.models.networks import build_network
@@ -51,11 +50,10 @@ class Efficiency:
         """Starts a new window."""
         self._samples: Counter[_Shape] = Counter()
 
-    def add_step(self, batches: Sequence[TrainBatch], losses: Sequence[StepLoss]) -> None:
+    def add_step(self, losses: Sequence[StepLoss]) -> None:
         """The micro-batches that a step computed."""
-        for batch, loss in zip(batches, losses, strict=True):
-            height, width = (int(side) for side in batch.time_ids[0, 4:].tolist())
-            self._samples[(height, width), loss.tokens] += len(batch.seeds)
+        for loss in losses:
+            self._samples[loss.canvas, loss.tokens] += len(loss.unweighted)
 
     def summary(self, ranks: Ranks, seconds: float) -> dict[str, float]:
         """The window's part of a record; `seconds` are those that its steps took together. Collective."""

@@ -96,7 +96,7 @@ class _LiveStorages(TorchDispatchMode):
     """Notes after each operation how many bytes are alive that the operations themselves made."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # not annotated in torch
         self.series: list[tuple[int, int]] = [(0, 0)]
         self._alive = {parameter.untyped_storage()._cdata: (0, 0) for parameter in parameters}
         self._working = self._gradients = 0

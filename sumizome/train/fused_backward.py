@@ -55,6 +55,8 @@ class FusedBackward:
         return torch.as_tensor(self._squared_norm).sqrt()
 
     def _update(self, parameter: nn.Parameter) -> None:
+        if parameter.grad is None:
+            return
         norm = nn.utils.get_total_norm([parameter.grad])
         self._squared_norm = self._squared_norm + norm.double().square()
         # A gradient that is not finite makes no update; the norm tells the trainer.
@@ -69,7 +71,8 @@ class _States(Mapping[nn.Parameter, dict[str, Any]]):
         self._optimizers = optimizers
 
     def __getitem__(self, parameter: nn.Parameter) -> dict[str, Any]:
-        return self._optimizers[parameter].state[parameter]
+        state: dict[str, Any] = self._optimizers[parameter].state[parameter]
+        return state
 
     def __iter__(self) -> Iterator[nn.Parameter]:
         return iter(self._optimizers)

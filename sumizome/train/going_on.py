@@ -14,7 +14,7 @@ from sumizome.train.run_readme import code_facts, machine_facts
 from sumizome.train.saver import Saver
 from sumizome.train.stages import span_at
 from sumizome.train.state import restore
-from sumizome.train.task import RunSettings
+from sumizome.train.task import Batches, RunSettings, Task
 from sumizome.train.trainer import Trainer
 
 __all__ = ["build_saver", "go_on"]
@@ -30,7 +30,7 @@ def build_saver(config: RunSettings, ranks: Ranks) -> Saver:
 
 
 def go_on(
-    trainer: Trainer,
+    trainer: Trainer[RunSettings, Task, Batches],
     told: Mapping[str, Any],
     check_origin: Callable[[SavedCheckpoint], None],
     write_readme: Callable[[Mapping[str, Any]], Any],

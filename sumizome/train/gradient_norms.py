@@ -3,7 +3,7 @@
 The global norm is taken from those of the parts, so that every gradient is read once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +46,14 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     if isinstance(gradients[0], DTensor):
         return whole(nn.utils.get_total_norm(gradients))
     # What that does, without sorting tensors by device first: they are on one.
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return _together(torch._foreach_norm(gradients))
 
 
 def global_norm(norms: Mapping[str, Tensor]) -> Tensor:
     """The norm of all gradients together, from those of the parts."""
-    return torch.linalg.vector_norm(torch.stack(list(norms.values())))
+    return _together(norms.values())
+
+
+def _together(norms: Iterable[Tensor]) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
+    return norm

@@ -51,7 +51,7 @@ class GpuKernels(TorchFunctionMode):
             query, key, value = (self._cast(tensor) for tensor in args[:3])
             *_, queries, width = query.shape
             self.attention_flop += 4.0 * query.numel() // (queries * width) * queries * key.shape[-2] * width
-            return _FusedAttention.apply(query, key, value)
+            return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]  # not annotated in torch
         if self._compute is None or func not in _AUTOCAST:
             return func(*args, **kwargs)
         to = self._compute if _AUTOCAST[func] else torch.float32

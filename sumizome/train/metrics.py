@@ -168,11 +168,11 @@ class Window:
     def summary(self, ranks: Ranks) -> dict[str, Any]:
         """The window's part of a record: means over all ranks' samples, by tenth of the schedule too. Collective."""
         unweighted = _joined(loss.unweighted for loss in self._losses)
-        samples, cut = len(unweighted), sum(loss.captions_cut for loss in self._losses)
+        count, cut = len(unweighted), sum(loss.captions_cut for loss in self._losses)
         names = sorted(set().union(*(loss.parts for loss in self._losses)))
         parts = [_joined(loss.parts[name] for loss in self._losses if name in loss.parts) for name in names]
         weighted = _joined(loss.weighted for loss in self._losses)
-        mine = [float(samples), float(cut), *(float(values.sum()) for values in (unweighted, weighted, *parts))]
+        mine = [float(count), float(cut), *(float(values.sum()) for values in (unweighted, weighted, *parts))]
         samples, captions_cut, loss, weighted_loss, *of_parts = ranks.sums(mine)
         return {
             "loss": loss / samples,

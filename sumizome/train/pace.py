@@ -48,6 +48,7 @@ class Pace:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
+        self._met: float | None = None
         self.forget()
 
     def forget(self) -> None:

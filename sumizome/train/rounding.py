@@ -8,7 +8,7 @@ Source: Gupta et al., "Deep Learning with Limited Numerical Precision", 1502.025
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -52,15 +52,26 @@ class RoundedAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self._seed = seed
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """One update of every parameter that has a gradient. `closure` is torch's interface, and not called."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient. `closure`, if any, makes them and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for number, parameter in zip(group["numbers"], group["params"], strict=True):
                 if parameter.grad is not None:
-                    self._update(parameter, group, number)
+                    self._update(parameter, parameter.grad, group, number)
+        return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -68,7 +79,7 @@ class RoundedAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
-        gradient = _local(parameter.grad).float()
+        gradient = _local(grad).float()
         weight = _local(parameter).float()
         first = _local(state["exp_avg"]).float().lerp_(gradient, 1 - beta1)
         second = _local(state["exp_avg_sq"]).float().lerp_(gradient.square(), 1 - beta2)

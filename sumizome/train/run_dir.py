@@ -212,7 +212,7 @@ def stored_digests(model: SDXLModel) -> dict[str, str]:
     """As `base_digests`, out of the file for networks that have no weights yet."""
     assert model.source is not None
     names = {"unet": ("unet",), "text_encoders": ("text_encoder", "text_encoder_2")}
-    networks = model.networks()
+    networks = model.networks
     digests = {"vae": vae_digest(model.vae)}
     for part, of_part in names.items():
         has_weights = not any(p.is_meta for name in of_part for p in networks[name].parameters())
@@ -262,7 +262,7 @@ def load_trained_model(
     saved.read_into(part, {name: parameter.detach() for name, parameter in parameters.items()})
     trained = replace(model, prediction_type=config.prediction_type, schedule_config=config.schedule)
     statistics = stated_statistics(config.latent_statistics)
-    if statistics and trained.vae is not None:
+    if statistics and "vae" in trained.networks:
         apply_latent_statistics(trained.vae, *statistics)
     return trained, saved.step
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from sumizome.distributed.parallelize import local
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError
-from sumizome.train.checkpoint import PARTS, Checkpoint, prune_checkpoints, verify_checkpoint, write_checkpoint
+from sumizome.train.checkpoint import Checkpoint, prune_checkpoints, verify_checkpoint, write_checkpoint
 from sumizome.train.mirror import CheckpointMirror
 
 __all__ = ["Saver"]
@@ -50,7 +49,7 @@ class Saver:
         self._buffers: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[Path] | None = None
-        self._reserving: Future[Any] | None = None
+        self._reserving: Future[Checkpoint] | None = None
         self._verified: list[Path] = []
         self._failures = 0
 
@@ -60,7 +59,7 @@ class Saver:
         Nothing that is copied now is used: it may change meanwhile.
         """
         if self.asynchronous:
-            self._reserving = self._thread.submit(lambda: [self._copied(part, getattr(state, part)) for part in PARTS])
+            self._reserving = self._thread.submit(self._share, state)
 
     def save(self, state: Checkpoint) -> None:
         """Starts to save the state, which may change as soon as this returns.
@@ -72,8 +71,7 @@ class Saver:
         if self._reserving is not None:
             self._reserving.result()
             self._reserving = None
-        share = replace(state, **{part: self._copied(part, getattr(state, part)) for part in PARTS})
-        self._under_way = self._thread.submit(self._write, share)
+        self._under_way = self._thread.submit(self._write, self._share(state))
         if not self.asynchronous:
             self.finish()
         self.stall = time.perf_counter() - started
@@ -131,6 +129,14 @@ class Saver:
         except OSError as error:
             return f"{self.directory}: old checkpoints cannot be removed ({error.strerror})"
         return None
+
+    def _share(self, state: Checkpoint) -> Checkpoint:
+        return replace(
+            state,
+            weights=self._copied("weights", state.weights),
+            ema=self._copied("ema", state.ema),
+            optimizer=self._copied("optimizer", state.optimizer),
+        )
 
     def _copied(self, part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's share in main memory. The memory is kept for the next save: fresh pages cost more than a copy."""

@@ -72,7 +72,8 @@ def denoising_loss(
     model_output = apply_unet(model.unet, noised_latents, timesteps.to(device), conditioning)
 
     weighted, unweighted = objective.loss(model_output.float(), target, timesteps, batch.tag_weight)
-    return StepLoss(weighted, unweighted, timesteps, tokens=conditioning.prompt_embeds.shape[1])
+    height, width = (int(side) for side in batch.time_ids[0, 4:].tolist())
+    return StepLoss(weighted, unweighted, timesteps, canvas=(height, width), tokens=conditioning.prompt_embeds.shape[1])
 
 
 def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> tuple[UNetConditioning, int]:

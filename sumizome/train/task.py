@@ -6,15 +6,16 @@ draws and computes is a function of the batch, its seeds and its `Place`, so tha
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import Field, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
 
 from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.shapes import PerSample, Timesteps
+from sumizome.train.config import CheckpointConfig
 from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
 from sumizome.train.stages import Span
@@ -46,6 +47,8 @@ class StepLoss:
     """On the CPU. None where nothing is noised."""
     captions_cut: int = 0
     """Captions whose end did not fit into the chunks."""
+    canvas: tuple[int, int] = (0, 0)
+    """(height, width) px of the batch; (0, 0) where nobody asks."""
     tokens: int = 0
     """Rows of the text condition."""
     parts: Mapping[str, PerSample] = field(default_factory=dict)
@@ -100,18 +103,30 @@ class Task(Protocol):
 
 @runtime_checkable
 class RunSettings(Protocol):
-    """The settings that the loop itself reads; each task's own config has them, among others."""
+    """The settings that the loop itself reads; each task's own config, a frozen dataclass, has them, among others."""
 
-    run_dir: Path
-    steps: int
-    seed: int
-    log_every: int
-    tensorboard: bool
-    wandb: str
-    log_samples: bool
-    optim: OptimConfig
-    ema: EmaConfig
-    parallel: ParallelConfig
-    checkpoint: Any
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
+    @property
+    def run_dir(self) -> Path: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def tensorboard(self) -> bool: ...
+    @property
+    def wandb(self) -> str: ...
+    @property
+    def log_samples(self) -> bool: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def ema(self) -> EmaConfig: ...
+    @property
+    def parallel(self) -> ParallelConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
     def spans(self) -> tuple[Span, ...]: ...

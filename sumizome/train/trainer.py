@@ -8,9 +8,9 @@ are the whole state. The invariant: ranks branch alike, on sums that all of them
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +64,22 @@ class Asked:
     save: bool = False
 
 
-@dataclass
-class Trainer:
-    """A run in progress: `parameters`, `optimizer`, `ema`, `steps_done` are its state; the rest is how."""
+# Covariant: what a trainer was built with is never assigned anew.
+_Settings = TypeVar("_Settings", bound=RunSettings, covariant=True)
+_Task = TypeVar("_Task", bound=Task, covariant=True)
+_Batches = TypeVar("_Batches", bound=Batches, covariant=True)
 
-    config: RunSettings
-    task: Task
-    loader: Batches
+
+@dataclass
+class Trainer(Generic[_Settings, _Task, _Batches]):
+    """A run in progress: `parameters`, `optimizer`, `ema`, `steps_done` are its state; the rest is how.
+
+    The loop knows settings, task and batches as `task` describes them; whoever built it knows them as what they are.
+    """
+
+    config: _Settings
+    task: _Task
+    loader: _Batches
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer | FusedBackward
     ema: Ema
@@ -101,7 +110,7 @@ class Trainer:
         self._save_failed = False
         self._reserved = False
 
-    def steps(self) -> Iterator[StepReport]:
+    def steps(self) -> Generator[StepReport, None, None]:
         """Trains up to `config.steps`, yielding after each step; close the generator, or ask it, to stop after a step.
 
         The last finished step is in a checkpoint when it ends, is closed, or meets a number that is not finite.
@@ -169,7 +178,7 @@ class Trainer:
         self.ema.update(self.steps_done)
         self._window.add_step(losses, batches, float(grad_norm), lr)
         if self.efficiency is not None:
-            self.efficiency.add_step(batches, losses)
+            self.efficiency.add_step(losses)
         return mean_loss
 
     def _backward(self, batch: Batch, index: int, *, last: bool) -> StepLoss:

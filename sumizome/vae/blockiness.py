@@ -49,14 +49,16 @@ def grid_steps(pixels: Pixels) -> PerSample:
     parts, while a drawn line's flank goes over several pixels. What exceeds `_CONTOUR` saturates, so that a contour
     that happens to lie on the grid is not blurred. The mean elsewhere is a yardstick and gets no gradient.
     """
-    terms = []
-    for steps in _steps(pixels):
+
+    def excess(steps: Tensor) -> PerSample:
         size = steps.abs()
         beside = (size[..., :-2] + size[..., 2:]) / 2
         alone = torch.tanh((size[..., 1:-1] - beside).clamp(min=0) / _CONTOUR)
         on, off = _apart(alone, first=1)
-        terms.append((on - off.detach()).clamp(min=0))
-    return sum(terms) / 2
+        return (on - off.detach()).clamp(min=0)
+
+    along_width, along_height = _steps(pixels)
+    return (excess(along_width) + excess(along_height)) / 2
 
 
 def _steps(pixels: Pixels) -> tuple[Tensor, Tensor]:

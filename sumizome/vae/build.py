@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from diffusers import AutoencoderKL
 from torch import nn
@@ -38,12 +38,14 @@ from sumizome.vae.picture_source import PictureSource
 from sumizome.vae.regions import open_masks
 from sumizome.vae.watching import build_observers
 
-__all__ = ["build_vae_trainer", "check_encoder", "encoder_digest", "open_pictures"]
+__all__ = ["DecoderTrainer", "build_vae_trainer", "check_encoder", "encoder_digest", "open_pictures"]
+
+DecoderTrainer: TypeAlias = Trainer[VaeTrainConfig, Decoding, CropLoader]
 
 _WORKERS_AT_MOST = 8
 
 
-def build_vae_trainer(config: VaeTrainConfig, ranks: Ranks | None = None) -> tuple[Trainer, list[str]]:
+def build_vae_trainer(config: VaeTrainConfig, ranks: Ranks | None = None) -> tuple[DecoderTrainer, list[str]]:
     """A trainer at the step where the run directory stands, and what a user should be told.
 
     The caller holds the run directory (`run_dir.hold_run_dir`). Collective.
@@ -100,7 +102,7 @@ def encoder_digest(vae: AutoencoderKL) -> str:
     return model_digest(nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv}))
 
 
-def check_encoder(trainer: Trainer) -> str:
+def check_encoder(trainer: DecoderTrainer) -> str:
     """The encoder's digest now. Raises: ModelError if it is not the one that training began with."""
     now, before = encoder_digest(trainer.task.vae), trainer.facts["base_model"]["encoder"]
     if now != before:
@@ -177,7 +179,7 @@ def _data_facts(loader: CropLoader) -> dict[str, Any]:
     }
 
 
-def _check_origin(trainer: Trainer, saved: SavedCheckpoint) -> None:
+def _check_origin(trainer: DecoderTrainer, saved: SavedCheckpoint) -> None:
     """Raises: CheckpointError when the checkpoint was trained from another VAE, or on other pictures."""
     where = trainer.config.run_dir
     if saved.facts.get("base_model") != trainer.facts["base_model"]:

@@ -84,4 +84,4 @@ def balanced_repeats(bucket: Int[np.ndarray, " n"], repeats: Int[np.ndarray, " n
     shown = np.bincount(bucket, repeats)[bucket]
     most = np.where(repeats > 0, shown, 0).max(initial=0)
     factor = np.clip(np.rint((most / np.maximum(shown, 1)) ** strength), 1, _MOST_REPEATS)
-    return (repeats * factor).astype(np.int64)
+    return np.asarray(repeats * factor, np.int64)

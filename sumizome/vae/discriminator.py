@@ -60,7 +60,8 @@ class PatchDiscriminator(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.layers(pixels)
+        answers: Tensor = self.layers(pixels)
+        return answers
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> list[nn.Module]:

@@ -90,7 +90,7 @@ def evaluate_decoders(
     ways: dict[str, Callable[[Canvas], Canvas]] = {each.name: _way_through(each.vae) for each in candidates}
     ways |= {f"JPEG {quality}": _way_of_jpeg(quality) for quality in JPEG_QUALITIES}
     pairs: dict[str, list[Pair]] = {name: [] for name in ways}
-    closes = []
+    closes: list[Close] = []
     every = max(1, len(pictures) // max(1, shown))
     for number, (sample_id, original) in enumerate(pictures):
         told(f"picture {number + 1} of {len(pictures)}")

@@ -7,6 +7,7 @@ convolutions `net.slice*.*` and one row of channel weights a layer, `lin*.model.
 Source: Zhang et al. 1801.03924.
 """
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,11 +30,12 @@ _SCALE = (0.458, 0.448, 0.450)
 class Lpips(nn.Module):
     """Frozen; gradients flow to the pictures."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
-        self.slices = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(sizes)) for sizes in _CHANNELS
-        )
+        self.slices = nn.ModuleList(nn.Sequential(*_slice(sizes)) for sizes in _CHANNELS)
         self.weights = nn.ParameterList(torch.zeros(sizes[-1]) for sizes in _CHANNELS)
         self.register_buffer("shift", torch.tensor(_SHIFT)[None, :, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE)[None, :, None, None], persistent=False)
@@ -46,12 +48,18 @@ class Lpips(nn.Module):
         for number, (convolutions, weight) in enumerate(zip(self.slices, self.weights, strict=True)):
             if number:
                 x = nn.functional.max_pool2d(x, 2)
-            for convolution in convolutions:
-                x = nn.functional.relu(convolution(x))
+            x = convolutions(x)
             unit = x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
             of_a, of_b = unit.chunk(2)
             total = total + torch.einsum("bchw,c->bhw", (of_a - of_b).square(), weight).mean(dim=(1, 2))
         return total
+
+
+def _slice(sizes: Sequence[int]) -> Iterator[nn.Module]:
+    """Convolutions, each with its ReLU behind it."""
+    for inputs, outputs in pairwise(sizes):
+        yield nn.Conv2d(inputs, outputs, 3, padding=1)
+        yield nn.ReLU()
 
 
 def load_lpips(path: Path) -> Lpips:
@@ -69,8 +77,9 @@ def load_lpips(path: Path) -> Lpips:
         into.copy_(stored.float().reshape(into.shape))
 
     for number, (slice_name, places) in enumerate(_SLICES):
-        for convolution, place in zip(network.slices[number], places, strict=True):
-            for part, tensor in (("weight", convolution.weight), ("bias", convolution.bias)):
-                take((f"net.slice{slice_name}.{place}.{part}", f"features.{place}.{part}"), tensor.data)
+        for own, place in enumerate(places):
+            for part in ("weight", "bias"):
+                parameter = network.get_parameter(f"slices.{number}.{2 * own}.{part}")
+                take((f"net.slice{slice_name}.{place}.{part}", f"features.{place}.{part}"), parameter.data)
         take((f"lin{number}.model.1.weight", f"lins.{number}.model.1.weight"), network.weights[number].data)
     return network.eval()

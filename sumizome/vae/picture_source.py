@@ -64,7 +64,7 @@ class PictureSource:
                 f"{self.cache.root}: {found.null_count} of its pictures are not in the manifest; "
                 "give the manifest that these latents were prepared from"
             )
-        return found.to_numpy().astype(np.int64)
+        return np.asarray(found.to_numpy(), np.int64)
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -73,14 +73,13 @@ class PictureSource:
 
     @cached_property
     def _originals(self) -> Sizes:
-        table = self.manifest.table
-        return np.stack([table[side].to_numpy()[self.rows].astype(np.int64) for side in ("height", "width")], axis=1)
+        return np.stack([self._column(side) for side in ("height", "width")], axis=1)
 
     @cached_property
     def bucket(self) -> Int[np.ndarray, " n"]:
         """The aspect bucket of each picture: the cache's, or one of SDXL's table at 1024²."""
         if self.cache is not None:
-            return self.cache.index.bucket[self._cache_rows].astype(np.int64)
+            return np.asarray(self.cache.index.bucket[self._cache_rows], np.int64)
         return assign_buckets(self._originals, bucket_table(BucketConfig())).bucket.astype(np.int64)
 
     @cached_property
@@ -90,7 +89,11 @@ class PictureSource:
 
     @property
     def repeats(self) -> Int[np.ndarray, " n"]:
-        return self.manifest.table["repeats"].to_numpy()[self.rows].astype(np.int64)
+        return self._column("repeats")
+
+    def _column(self, name: str) -> Int[np.ndarray, " n"]:
+        """Whole numbers of the manifest, one a picture."""
+        return np.asarray(self.manifest.table[name].to_numpy()[self.rows], np.int64)
 
     def id(self, row: int) -> str:
         return str(self.manifest.table["id"][int(self.rows[row])])

@@ -148,7 +148,7 @@ def _latents(vae: AutoencoderKL, picture: Canvas) -> Tensor:
 
 def usual_tile(vae: AutoencoderKL, pictures: Sequence[Canvas]) -> int:
     """512 px, or half of the longest side where pictures are smaller: a tile that does cut them."""
-    longest = max(max(picture.shape[:2]) for picture in pictures)
+    longest: int = max(max(picture.shape[:2]) for picture in pictures)
     least = 16 * vae_factor(vae)
     return max(least, min(512, longest // 2 // 16 * 16))
 

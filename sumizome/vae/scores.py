@@ -123,7 +123,8 @@ def _edge_sharpness(original: Canvas, decoded: Canvas) -> float:
 
 def _gradient(picture: Canvas) -> Float[np.ndarray, "h w"]:
     grey = picture.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    return np.hypot(np.diff(grey, axis=0)[:, :-1], np.diff(grey, axis=1)[:-1])
+    gradient: np.ndarray = np.hypot(np.diff(grey, axis=0)[:, :-1], np.diff(grey, axis=1)[:-1])
+    return gradient
 
 
 def summarise(pairs: Sequence[Pair]) -> dict[str, Interval]:

@@ -43,7 +43,7 @@ def ms_ssim(a: Pixels, b: Pixels) -> PerSample:
 
 def scales_of(side: int) -> int:
     """How many scales fit into a picture whose shorter side this is. Raises: ValueError if none does."""
-    count = sum(side // 2**scale >= _WINDOW for scale in range(len(SCALE_WEIGHTS)))
+    count: int = sum(side // 2**scale >= _WINDOW for scale in range(len(SCALE_WEIGHTS)))
     if not count:
         raise ValueError(f"a side of {side} px is less than the window of {_WINDOW}")
     return count

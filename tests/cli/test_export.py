@@ -130,7 +130,7 @@ def test_a_unet_alone_is_refused_where_its_latents_need_the_vae(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_folded_is_exact_to_a_millionth_both_ways(tiny: SDXLModel, tmp_path: Path, dtype: torch.dtype) -> None:
     """Encoding and decoding as a program does that knows 0.13025 alone, against (z − mean)/std and back."""
-    model = replace(tiny, vae=copy.deepcopy(tiny.vae))
+    model = replace(tiny, networks={**tiny.networks, "vae": copy.deepcopy(tiny.vae)})
     model.vae.register_to_config(scaling_factor=1.0, latents_mean=list(MEAN), latents_std=list(STD))
     folded = load_model(write_single_file(model, tmp_path / "m.safetensors"), components=("vae",)).vae.to(dtype)
     plain = copy.deepcopy(tiny.vae).to(dtype)
@@ -147,7 +147,7 @@ def test_folded_is_exact_to_a_millionth_both_ways(tiny: SDXLModel, tmp_path: Pat
 
 
 def test_our_own_path_normalises_as_the_folded_file_does(tiny: SDXLModel, tmp_path: Path) -> None:
-    model = replace(tiny, vae=copy.deepcopy(tiny.vae))
+    model = replace(tiny, networks={**tiny.networks, "vae": copy.deepcopy(tiny.vae)})
     model.vae.register_to_config(scaling_factor=1.0, latents_mean=list(MEAN), latents_std=list(STD))
     folded = load_model(write_single_file(model, tmp_path / "m.safetensors"), components=("vae",)).vae
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1

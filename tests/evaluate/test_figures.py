@@ -34,7 +34,8 @@ def test_the_surviving_mean_misses_by_sigma_over_the_root_of_the_count(sigma: fl
 
 def test_sdxl_s_own_canvas_has_the_report_s_sigmas(tiny: SDXLModel) -> None:
     assert matched_sigma(tiny, 14.6) == pytest.approx(14.6 * 16 / 128)
-    large = replace(tiny, unet=build_network("unet", tiny_unet_config() | {"sample_size": 128}, device="meta"))
+    unet = build_network("unet", tiny_unet_config() | {"sample_size": 128}, device="meta")
+    large = replace(tiny, networks={**tiny.networks, "unet": unet})
     assert matched_sigma(large, 14.6) == 14.6
 
 

@@ -179,7 +179,7 @@ def _make(work: Path) -> None:
         cross_attention_dim=160,
         pooled_dim=96,
     )
-    small = replace(tiny, unet=build_network("unet", unet).eval())
+    small = replace(tiny, networks={**tiny.networks, "unet": build_network("unet", unet).eval()})
     write_diffusers_folder(small, work / "small")
     pictures = work / "pictures"
     pictures.mkdir()

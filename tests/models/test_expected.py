@@ -32,7 +32,7 @@ def test_names_and_shapes_are_the_modules_own(case: str) -> None:
 
 
 def test_the_tiny_model_too(tiny: SDXLModel) -> None:
-    for name, network in tiny.networks().items():
+    for name, network in tiny.networks.items():
         config = network.config.to_dict() if name.startswith("text") else dict(network.config)
         expected = {key: tuple(tensor.shape) for key, tensor in native_state(network).items()}
         assert expected_shapes(name, config) == expected

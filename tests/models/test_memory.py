@@ -46,7 +46,7 @@ def peak_of(action):
 path, out = map(Path, sys.argv[1:3])
 load_model(path, components=())
 loading, model = peak_of(lambda: load_model(path))
-held = [sum(t.nbytes for t in network.state_dict().values()) for network in model.networks().values()]
+held = [sum(t.nbytes for t in network.state_dict().values()) for network in model.networks.values()]
 writing, _ = peak_of(lambda: write_single_file(model, out, dtype="fp16"))
 print(loading, sum(held), max(held), writing)
 """

@@ -30,11 +30,11 @@ def test_networks_without_weights_are_filled_with_those_of_the_file(stored: Path
 
     whole = load_model(stored)
     bare = load_model(stored, without_weights=("unet", "text_encoders"))
-    networks = {name: network for name, network in bare.networks().items() if name != "vae"}
+    networks = {name: network for name, network in bare.networks.items() if name != "vae"}
     assert all(parameter.is_meta for network in networks.values() for parameter in network.parameters())
     fill_shards(stored, networks, torch.device("cpu"), put)
     for name, network in networks.items():
-        expected = whole.networks()[name]
+        expected = whole.networks[name]
         for (key, found), (_, right) in zip(
             [*network.named_parameters(), *network.named_buffers()],
             [*expected.named_parameters(), *expected.named_buffers()],

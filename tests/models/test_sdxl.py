@@ -19,7 +19,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 def _digests(model: SDXLModel) -> dict[str, str]:
-    return {name: model_digest(network) for name, network in model.networks().items()}
+    return {name: model_digest(network) for name, network in model.networks.items()}
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_folder_and_single_file_hold_the_same_model(tiny: SDXLModel, tiny_folder
         assert _digests(model) == _digests(tiny)
         assert model.prediction_type == "v_prediction" and model.schedule_config == tiny.schedule_config
         assert model.source == path
-        assert not any(p.is_meta for network in model.networks().values() for p in network.parameters())
-        assert not any(network.training for network in model.networks().values())
+        assert not any(p.is_meta for network in model.networks.values() for p in network.parameters())
+        assert not any(network.training for network in model.networks.values())
 
 
 @torch.no_grad()
@@ -68,7 +68,10 @@ def test_dtype_is_the_networks_and_the_vae_stays_float32(tiny_file: Path) -> Non
 def test_components_that_are_not_asked_for_are_not_read(folder: Path) -> None:
     (folder / UNET).unlink()
     model = load_model(folder, components=("vae",))
-    assert model.unet is None and model.text_encoders is None and list(model.networks()) == ["vae"]
+    assert list(model.networks) == ["vae"]
+    for component, name in (("unet", "unet"), ("text_encoders", "text_encoder")):
+        with pytest.raises(ModelError, match=rf"{name} is needed, and was not loaded"):
+            getattr(model, component)
 
 
 def test_the_loaded_model_outlives_its_file(tiny: SDXLModel, tiny_file: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def full_size() -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def tiny_state(tiny: SDXLModel) -> dict[str, dict[str, Tensor]]:
-    return {name: native_state(network) for name, network in tiny.networks().items()}
+    return {name: native_state(network) for name, network in tiny.networks.items()}
 
 
 def test_the_real_unet_has_the_published_size(full_size: dict[str, dict[str, Tensor]]) -> None:
@@ -87,7 +87,7 @@ def test_configurations_are_read_back_from_shapes(
 ) -> None:
     assert infer_configs({name: tuple(tensor.shape) for name, tensor in _original(full_size).items()}) == SDXL
     found = infer_configs({name: tuple(tensor.shape) for name, tensor in _original(tiny_state).items()})
-    for name, network in tiny.networks().items():
+    for name, network in tiny.networks.items():
         stated = network.config.to_dict() if name.startswith("text") else dict(network.config)
         assert found[name] == {key: stated[key] for key in found[name]}
 
@@ -200,8 +200,8 @@ def test_what_the_layout_cannot_say_is_refused(prediction_type: PredictionType, 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_shapes_of_any_file_give_a_network_or_one_sentence(tiny: SDXLModel, data: st.DataObject) -> None:
-    network = data.draw(st.sampled_from(sorted(tiny.networks())))
-    state = native_state(tiny.networks()[network])
+    network = data.draw(st.sampled_from(sorted(tiny.networks)))
+    state = native_state(tiny.networks[network])
     shapes = {name: tuple(tensor.shape) for name, tensor in _original({network: state}).items()}
     names = st.sampled_from(sorted(shapes))
     for name in data.draw(st.lists(names, max_size=3)):

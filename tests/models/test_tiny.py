@@ -21,8 +21,8 @@ def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone(tin
     before = torch.get_rng_state()
     again, other = build_tiny_model(seed=0), build_tiny_model(seed=1)
     assert torch.equal(torch.get_rng_state(), before)
-    for name, network in tiny.networks().items():
-        assert model_digest(again.networks()[name]) == model_digest(network)
+    for name, network in tiny.networks.items():
+        assert model_digest(again.networks[name]) == model_digest(network)
     assert model_digest(other.unet) != model_digest(tiny.unet)
 
 

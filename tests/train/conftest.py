@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 def small_folder(tiny: "SDXLModel", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with two levels and narrower text encoders, untrained, as a diffusers folder."""
     import torch
-    from torch import nn
 
     from sumizome.export import write_diffusers_folder
     from sumizome.models.architecture import clip_config, unet_config
@@ -28,15 +27,11 @@ def small_folder(tiny: "SDXLModel", tmp_path_factory: pytest.TempPathFactory) ->
         cross_attention_dim=32 + 64,
         pooled_dim=64,
     )
-    encoders = [
-        build_network(
+    encoders = {
+        name: build_network(
             name, clip_config(width=width, layers=2, intermediate=64, activation="gelu", projection_dim=width)
-        )
+        ).eval()
         for name, width in (("text_encoder", 32), ("text_encoder_2", 64))
-    ]
-    small = replace(
-        tiny,
-        unet=build_network("unet", unet).eval(),
-        text_encoders=nn.ModuleList([encoder.eval() for encoder in encoders]),
-    )
+    }
+    small = replace(tiny, networks={**tiny.networks, "unet": build_network("unet", unet).eval(), **encoders})
     return write_diffusers_folder(small, tmp_path_factory.mktemp("small") / "small")

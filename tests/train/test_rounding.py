@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sumizome.train.optim import OptimConfig, build_optimizer
-from sumizome.train.rounding import round_stochastically
+from sumizome.train.rounding import RoundedAdamW, round_stochastically
 
 
 def _source(seed: int = 0) -> torch.Generator:
@@ -55,6 +55,20 @@ def test_steps_too_small_for_bfloat16_add_up() -> None:
     assert abs(float(full.detach().mean()) - 0.998) < 1e-5
     assert abs(float(half.detach().float().mean()) - 0.998) < 2e-4
     assert float((half == 1).float().mean()) < 0.9  # rounding to the nearest would have left every one at 1
+
+
+def test_a_closure_makes_the_gradients_and_its_loss_comes_back() -> None:
+    weight = nn.Parameter(torch.ones(4096, 1, dtype=torch.bfloat16))
+    optimizer = build_optimizer(OptimConfig(lr=1e-2, weight_decay=0.0), {"unet.w": weight}, seed=0)
+    assert isinstance(optimizer, RoundedAdamW)
+
+    def closure() -> float:
+        loss = weight.float().square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimizer.step(closure) == 1.0
+    assert abs(float(weight.detach().float().mean()) - 0.99) < 1e-3
 
 
 def test_the_same_seed_rounds_the_same_and_another_does_not() -> None:
