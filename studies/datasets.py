@@ -98,7 +98,6 @@ def reference(data: DataSet) -> tuple[Reference, TagClassifier]:
     """
     cache = open_latents(latents(data))
     vae = load_model(base_model(0), components=("vae",)).vae
-    assert vae is not None  # it was asked for
     path = WORK / "data" / f"{cache.root.name}-classifier.safetensors"
     with alone(path):
         if not path.exists():
