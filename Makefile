@@ -17,7 +17,7 @@ BENCH_DATA += benchmarks/bench_ingest.py
 
 # What `make bench-train` runs, in the same form.
 BENCH_TRAIN :=
-BENCH_TRAIN += benchmarks/bench_train.py
+BENCH_TRAIN += "benchmarks/bench_train.py --python work/plain/bin/python"
 BENCH_TRAIN += benchmarks/bench_checkpoint.py
 BENCH_TRAIN += benchmarks/bench_load.py
 
@@ -90,7 +90,13 @@ bench-data: $(VENV)/.installed
 bench-formats: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_inspect.py
 
-bench-train: $(VENV)/.installed
+# What a user has who asked for no extra.
+work/plain/.installed: pyproject.toml constraints.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --python $(PYTHON) work/plain
+	$(subst $(BIN)/python,work/plain/bin/python,$(UV)) --constraint constraints.txt --editable .
+	touch $@
+
+bench-train: $(VENV)/.installed work/plain/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'
 	@for script in $(BENCH_TRAIN); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
