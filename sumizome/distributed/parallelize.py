@@ -175,7 +175,9 @@ def _shard(network: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) ->
     original = type(network)
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    sharded = fully_shard(network, mesh=mesh)
+    # By default what is in no block stays gathered until a backward pass. Validation and previews have none, and the
+    # next step would compute with the averaged weights that they saw.
+    sharded = fully_shard(network, mesh=mesh, reshard_after_forward=True)
     # FSDP2 makes a class that extends the network's. transformers looks up by a class's name what it can record, such
     # as hidden states, so the new class keeps that name.
     type(network).__module__, type(network).__qualname__ = original.__module__, original.__qualname__

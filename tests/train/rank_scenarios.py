@@ -14,13 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from sumizome.distributed.parallelize import ParallelConfig, whole
+from sumizome.distributed.parallelize import ParallelConfig, local, parallelize, whole
 from sumizome.distributed.runtime import Ranks, join_ranks
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError
 from sumizome.settings import read_toml
 from sumizome.train.build import build_trainer
 from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig
+from sumizome.train.ema import Ema, EmaConfig
 from sumizome.train.run_dir import hold_run_dir
 from sumizome.train.trainer import Trainer
 
@@ -72,7 +74,29 @@ def scenarios(config: TrainConfig, ranks: Ranks) -> dict[str, object]:
 
     found["no equal shares"] = refused(at("odd", micro_batches_per_step=3), ranks, ConfigError)
     found["nan"] = not_finite_on_one_rank(at("nan"), ranks)
+    found["before, at and after a look"] = [outputs_around_a_look(name, ranks) for name in ("ddp", "fsdp", "hybrid")]
     return found
+
+
+def outputs_around_a_look(strategy: str, ranks: Ranks) -> list[float]:
+    """What a network with a block answers with its weights, with an average of zeros, and with its weights again."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 1))
+    nn.utils.vector_to_parameters(torch.full((45,), 0.5), network.parameters())
+    parallel = parallelize(
+        {"network": network}, lambda whole: [whole[1]], ranks, ParallelConfig(strategy=strategy, shard_size=2)
+    )
+    ema = Ema(EmaConfig(), dict(network.named_parameters()))
+    for average in ema.average.values():
+        local(average).zero_()
+
+    def answer() -> torch.Tensor:
+        return parallel.forward(network, torch.ones(1, 4)).sum()
+
+    before = answer()
+    before.backward()
+    with ema.applied(), torch.no_grad():
+        seen = answer()
+    return [float(output) for output in (before, seen, answer())]
 
 
 def staged(config: TrainConfig) -> TrainConfig:

@@ -176,3 +176,10 @@ def test_nan_on_one_rank_moves_no_weight_and_names_the_sample(runs: Runs) -> Non
         assert nan["checkpoints"] == 0
         assert f"step 1: the loss is not finite, in samples {nan['culprit']}" in nan["said"]
         assert "(rank 1)" in nan["said"]
+
+
+def test_a_step_after_a_look_at_the_average_computes_with_the_weights(runs: Runs) -> None:
+    for found in runs.found:
+        for before, seen, after in found["before, at and after a look"]:
+            assert seen == 0
+            assert after == before != 0
