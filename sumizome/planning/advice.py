@@ -50,7 +50,8 @@ def way_to_fit(plan: Plan, networks: Networks) -> tuple[list[Change], Plan]:
 
 def _changes(config: TrainConfig, cluster: Cluster) -> Iterator[Change]:
     """What can be changed, the cheapest first."""
-    if cluster.gpus > 1 and config.parallel.strategy not in ("fsdp", "hybrid"):
+    # As `train` refuses it, other optimizers cannot be cut up.
+    if cluster.gpus > 1 and config.parallel.strategy not in ("fsdp", "hybrid") and config.optim.name == "adamw":
         yield Change('parallel.strategy = "fsdp"', "weights travel in every pass", _set(parallel={"strategy": "fsdp"}))
     if config.ema.device != "cpu":
         yield Change('ema.device = "cpu"', "4 bytes a weight over the bus in each step", _set(ema={"device": "cpu"}))
@@ -58,7 +59,7 @@ def _changes(config: TrainConfig, cluster: Cluster) -> Iterator[Change]:
         yield Change("gradient_checkpointing = true", "a third more time", _set(gradient_checkpointing=True))
     if config.precision == "fp32":
         yield Change('precision = "bf16"', "products in bfloat16 instead of tf32", _set(precision="bf16"))
-    if any(span.micro_batch_size > 1 for span in config.spans()):
+    if any(span.micro_batch_size > 1 for span in config.spans()) and not config.optim.fused_backward:
         each = " and ".join(str(span.images_per_step) for span in config.spans())
         yield Change(
             f"micro_batch_size = 1, micro_batches_per_step = {each}{' in the stages' if config.stage else ''}",
@@ -78,7 +79,7 @@ def _changes(config: TrainConfig, cluster: Cluster) -> Iterator[Change]:
     if not config.optim.fused_backward and cluster.gpus == 1:
         yield Change(
             f"optim.fused_backward = true, micro_batches_per_step = 1{' in every stage' if config.stage else ''}",
-            "no accumulation; each gradient clipped on its own",
+            "no accumulation, so that a step is one forward pass; each gradient clipped on its own",
             _without_accumulation,
         )
 

@@ -69,21 +69,33 @@ def trained_count(config: TrainConfig, networks: Networks) -> int:
 
 
 def memory_of(
-    config: TrainConfig, cluster: Cluster, networks: Networks, *, canvas: tuple[int, int], batch: int
+    config: TrainConfig,
+    cluster: Cluster,
+    networks: Networks,
+    *,
+    canvas: tuple[int, int],
+    batch: int,
+    accumulates: bool = False,
 ) -> Memory:
-    """What a GPU holds at the fullest moment of a step on micro-batches of `batch` pictures of a canvas."""
+    """What a GPU holds at the fullest moment of a step on micro-batches of `batch` pictures of a canvas.
+
+    `accumulates`: a GPU has more than one of them a step.
+    """
     trained, strategy = trained_count(config, networks), strategy_of(config, cluster)
     shards = _shards(config, cluster, strategy)
+    # FSDP2 cuts gradients up as they cross ranks, which is after the last micro-batch; "hybrid" after each.
+    gradient_shards = 1 if accumulates and strategy == "fsdp" else shards
     width = _weight_bytes(config)
     text_is_trained = config.optim.text_encoder_lr > 0
     on_device = 0 if config.offload_text_encoders else width * networks.text_count
     footprint = _simulated(networks, canvas, batch, config.max_chunks, config.precision, config.gradient_checkpointing)
     # What is kept beyond gradients at the fullest moment of the pass.
-    peak = footprint.peak(gradient_shards=shards, fused_backward=config.optim.fused_backward)
-    gradients = 0.0 if config.optim.fused_backward else footprint.gradient_bytes / shards
+    peak = footprint.peak(gradient_shards=gradient_shards, fused_backward=config.optim.fused_backward)
+    gradients = 0.0 if config.optim.fused_backward else footprint.gradient_bytes / gradient_shards
+    text_gradients = width * (trained - count(networks.unet)) / gradient_shards if text_is_trained else 0
     parts = {
         "weights": width * trained / shards,
-        "gradients": gradients + (width * (trained - count(networks.unet)) / shards if text_is_trained else 0),
+        "gradients": gradients + text_gradients,
         "activations": max(0.0, peak - gradients),
         "optimizer": _moment_bytes(config, networks, trained) / shards,
         "average": 0.0 if config.ema.device == "cpu" else 4 * trained / shards,

@@ -133,7 +133,14 @@ def _stage_plan(config: TrainConfig, cluster: Cluster, networks: Networks, span:
     return StagePlan(
         span=span,
         work=work,
-        memory=memory_of(config, cluster, networks, canvas=largest(work.canvases), batch=span.micro_batch_size),
+        memory=memory_of(
+            config,
+            cluster,
+            networks,
+            canvas=largest(work.canvases),
+            batch=span.micro_batch_size,
+            accumulates=span.micro_batches_per_step > cluster.gpus,
+        ),
         flop_by_bucket=flop,
         # Each bucket is taken as often as any other; their FLOP differ by a few per cent.
         seconds=work.images * float(np.mean(list(flop.values()))) * again / speed,

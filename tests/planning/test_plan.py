@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,10 @@ def test_sharding_divides_the_state_and_not_the_activations(tiny_networks: Netwo
     for part in ("weights", "gradients", "optimizer", "average"):
         assert cut[part] == pytest.approx(whole[part] / 16)
         assert hybrid[part] == pytest.approx(whole[part] / 4)
+    config = replace(config, micro_batches_per_step=32)  # FSDP2 accumulates whole gradients until they cross ranks
+    accumulated = {strategy: parts(strategy, 16)["gradients"] for strategy in ("ddp", "fsdp", "hybrid")}
+    assert accumulated["fsdp"] == accumulated["ddp"] == whole["gradients"]
+    assert accumulated["hybrid"] == hybrid["gradients"]
 
 
 def test_flop_of_a_canvas_that_was_not_measured_are_those_of_its_forward_pass(
@@ -112,6 +117,19 @@ def test_the_advice_makes_the_plan_fit_and_nothing_of_it_is_idle(tiny_networks: 
     assert changed == fitting.config
     hopeless = plan_of(config, Cluster(gpu_memory=0.5), tiny_networks, 1)
     assert not way_to_fit(hopeless, tiny_networks)[1].fits
+
+
+@pytest.mark.parametrize(
+    ("optim", "gpus"),
+    [({"fused_backward": True}, 1), ({"name": "adamw8bit"}, 2), ({"name": "adafactor"}, 2)],
+)
+def test_no_advice_is_what_training_refuses(
+    tiny_networks: Networks, config: TrainConfig, optim: dict[str, Any], gpus: int
+) -> None:
+    config = replace(config, micro_batches_per_step=gpus, optim=OptimConfig(**optim))
+    changes, found = way_to_fit(plan_of(config, Cluster(gpus=gpus, gpu_memory=0.5), tiny_networks, 1), tiny_networks)
+    assert changes
+    assert found.strategy == ("ddp" if gpus > 1 else "none")
 
 
 @pytest.fixture
