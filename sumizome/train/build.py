@@ -100,9 +100,10 @@ def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
         raise ConfigError(
             f"optim.fused_backward is for one device, here several train together ({strategy}); set it to false"
         )
-    if config.optim.name == "adamw8bit" and strategy in ("fsdp", "hybrid"):
+    if config.optim.name != "adamw" and strategy in ("fsdp", "hybrid"):
         raise ConfigError(
-            f'optim.name = "adamw8bit" cannot be cut over ranks ({strategy}); take "adamw" or parallel.strategy = "ddp"'
+            f'optim.name = "{config.optim.name}" cannot be cut over ranks ({strategy}); '
+            'take "adamw" or parallel.strategy = "ddp"'
         )
 
 
@@ -176,15 +177,16 @@ def _build_model(config: TrainConfig, ranks: Ranks, precision: Precision) -> tup
 
 
 def _prepare_networks(model: SDXLModel, config: TrainConfig, precision: Precision) -> None:
-    """Number format, gradients where they are wanted, and the VAE's statistics; checks that previews can be drawn."""
+    """Number format, gradients where they are wanted, and the VAE's statistics; checks that pictures can be drawn."""
     statistics = stated_statistics(config.latent_statistics)
     if statistics:  # previews decode with these
         apply_latent_statistics(model.vae, *statistics)
     for name, network in model.networks.items():
         if name != "vae" and precision.weights != torch.float32:
             network.to(precision.weights)
-    if config.preview.every:
-        check_canvas(model, config.preview.canvas)
+    for pictures in (config.preview, config.brightness):
+        if pictures.every:
+            check_canvas(model, pictures.canvas)
     model.vae.requires_grad_(False)
     model.unet.requires_grad_(True).train()
     model.text_encoders.requires_grad_(config.optim.text_encoder_lr > 0)

@@ -17,6 +17,8 @@ from short_runs import short_run
 from sumizome.data.captions import CaptionConfig
 from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.schedule import ScheduleConfig
+from sumizome.distributed.parallelize import ParallelConfig
+from sumizome.distributed.runtime import Ranks
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
 from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.train.build import build_trainer
@@ -368,9 +370,12 @@ def test_a_run_whose_base_model_was_swapped_is_not_sampled(config: TrainConfig, 
         load_trained_model(config.run_dir)
 
 
-def test_a_preview_that_cannot_be_drawn_is_refused_before_training(config: TrainConfig) -> None:
+def test_pictures_that_cannot_be_drawn_are_refused_before_training(config: TrainConfig) -> None:
     with pytest.raises(ConfigError, match="65×64"):
         train(replace(config, preview=PreviewConfig(every=1, canvas=(65, 64))))
+    with pytest.raises(ConfigError, match="64×65"):
+        train(replace(config, brightness=BrightnessConfig(every=1, canvas=(64, 65))))
+    assert not (config.run_dir / "metrics.jsonl").exists()
 
 
 def test_what_fails_after_a_step_costs_no_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,6 +435,10 @@ def test_settings_of_one_device_or_of_frozen_encoders_are_refused_elsewhere(conf
         replace(config, offload_text_encoders=True, optim=replace(config.optim, text_encoder_lr=1e-4))
     with pytest.raises(ConfigError, match="stochastically"):
         train(replace(config, precision="pure_bf16", optim=replace(config.optim, name="adafactor")))
+    sharded = replace(config, parallel=ParallelConfig("fsdp"))
+    for name in ("adafactor", "adamw8bit"):
+        with pytest.raises(ConfigError, match=f'"{name}" cannot be cut over ranks'):
+            build_trainer(replace(sharded, optim=replace(config.optim, name=name)), Ranks(world=2))
 
 
 def test_a_fused_update_that_meets_infinity_is_not_saved(config: TrainConfig) -> None:
