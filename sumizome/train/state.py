@@ -44,7 +44,7 @@ def restore(
         raise CheckpointError(f"{saved.path}: it holds other parameters than are trained now")
     saved.read_into("weights", {name: parameter.detach() for name, parameter in parameters.items()})
     saved.read_into("ema", ema.average)
-    moments = _empty_moments(saved, parameters)
+    moments = _empty_moments(saved, parameters, optimizer)
     if moments:
         saved.read_into("optimizer", moments)
     for key, value in moments.items():
@@ -54,8 +54,12 @@ def restore(
         optimizer.state[parameters[name]][moment] = int(value) if counts else value
 
 
-def _empty_moments(saved: SavedCheckpoint, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Memory for the optimizer's state, beside the parameters it belongs to."""
+def _empty_moments(
+    saved: SavedCheckpoint, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
+) -> dict[str, Tensor]:
+    """Memory for the optimizer's state, beside its parameters; counts of steps where it looks for them."""
+    # A fused optimizer counts on the parameters' device; others read their counts, each a wait for a GPU were it there.
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     moments = {}
     for key, (shape, dtype) in saved.shapes("optimizer").items():
         parameter = parameters.get(key.rsplit("/", 1)[0])
@@ -64,6 +68,6 @@ def _empty_moments(saved: SavedCheckpoint, parameters: Mapping[str, nn.Parameter
         if shape == parameter.shape:
             moments[key] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
         else:
-            # A fused optimizer wants its step counter on the parameter's device too.
-            moments[key] = torch.empty(shape, dtype=dtype, device=parameter.device)
+            device = parameter.device if fused or shape else torch.device("cpu")
+            moments[key] = torch.empty(shape, dtype=dtype, device=device)
     return moments

@@ -17,6 +17,7 @@ from sumizome.train import checkpoint as module
 from sumizome.train.checkpoint import (
     PARTS,
     Checkpoint,
+    SavedCheckpoint,
     latest_checkpoint,
     list_checkpoints,
     open_checkpoint,
@@ -26,7 +27,8 @@ from sumizome.train.checkpoint import (
     write_checkpoint,
 )
 from sumizome.train.ema import Ema, EmaConfig
-from sumizome.train.state import optimizer_tensors, restore
+from sumizome.train.optim import OptimConfig, OptimizerName, build_optimizer
+from sumizome.train.state import _empty_moments, optimizer_tensors, restore
 
 
 def made(step: int) -> Checkpoint:
@@ -201,3 +203,22 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
         step(other, resumed, number)
     for mine, theirs in zip(layer.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("name", "device"), [("adamw", "meta"), ("adafactor", "cpu")])
+def test_steps_are_counted_where_the_optimizer_looks_for_them(name: OptimizerName, device: str) -> None:
+    """Moments lie beside the weights; a count that an optimizer reads would make it wait for a GPU at each weight."""
+    parameters = {"unet.w": nn.Parameter(torch.empty(4, 3, device="meta"))}
+    optimizer = build_optimizer(OptimConfig(name=name), parameters)
+
+    class Saved(SavedCheckpoint):
+        def shapes(self, part: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
+            shapes = {"step": (), "row_var": (4, 1), "exp_avg": (4, 3)}
+            return {f"unet.w/{moment}": (torch.Size(shape), torch.float32) for moment, shape in shapes.items()}
+
+    moments = _empty_moments(Saved(Path(), 1, {}), parameters, optimizer)
+    assert {key: moment.device.type for key, moment in moments.items()} == {
+        "unet.w/step": device,
+        "unet.w/row_var": "meta",
+        "unet.w/exp_avg": "meta",
+    }
