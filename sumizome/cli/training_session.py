@@ -58,13 +58,17 @@ def _train(
     if trainer.steps_done >= steps:
         say(f"{trainer.config.run_dir}: already at step {trainer.steps_done}; raise --steps to train further")
         return True
-    with (
-        _signals(trainer.asked),
-        _progress(trainer.steps_done, steps, shown=trainer.ranks.is_first) as show,
-        closing(trainer.steps()) as reports,
-    ):
-        for report in reports:
-            show(report)
+    try:
+        with (
+            _signals(trainer.asked),
+            _progress(trainer.steps_done, steps, shown=trainer.ranks.is_first) as show,
+            closing(trainer.steps()) as reports,
+        ):
+            for report in reports:
+                show(report)
+    finally:
+        for complaint in trainer.saver.complaints:  # of the last save, which ends after the last step's report
+            say(f"sumizome: warning: {complaint}")
     if trainer.steps_done < steps:
         say(f"stopped after step {trainer.steps_done}, saved; the same command goes on from there")
         return False

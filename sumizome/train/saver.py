@@ -41,7 +41,7 @@ class Saver:
         self.directory, self.ranks, self.keep, self.asynchronous = directory, ranks, keep, asynchronous
         self.mirror = mirror
         self.complaints: list[str] = []
-        """What went wrong beside the checkpoint itself, for the user; whoever shows it empties it."""
+        """What went wrong with a save or its mirror and ended nothing, for the user; whoever shows it empties it."""
         self.stall = 0.0
         """Seconds that the last save kept training waiting."""
         self.saved_step: int | None = None
@@ -67,7 +67,9 @@ class Saver:
         Raises: CheckpointError if saves failed too often, or at once when saving is not asynchronous.
         """
         started = time.perf_counter()
-        self.settle()
+        problem = self.settle()
+        if problem is not None:
+            self.complaints.append(problem)
         if self._reserving is not None:
             self._reserving.result()
             self._reserving = None
@@ -115,7 +117,7 @@ class Saver:
         if problem is not None:
             raise CheckpointError(problem)
         if self.mirror is not None:
-            self.complaints += self.mirror.put(path, self.ranks)
+            self.complaints.extend(self.mirror.put(path, self.ranks))
         return path
 
     def _forget_old(self, newest: Path) -> str | None:

@@ -297,7 +297,8 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         if self._save_failed:
             problem = self.saver.settle()
             notes += [f"{problem}; training goes on, the next save is due as before"] if problem else []
-        if self._agreed.save or _due(self.steps_done, self.config.checkpoint.every, self.config.steps):
+        asked = self._agreed.save or self._agreed.stop
+        if asked or _due(self.steps_done, self.config.checkpoint.every, self.config.steps):
             self.saver.save(self.state())
             notes.append("checkpoint")
         elif self.config.checkpoint.every and not self._reserved:

@@ -55,10 +55,13 @@ def test_a_failed_save_is_reported_once_and_too_many_end_the_run(
     full = False
     saver.save(state(3, weight))
     saver.finish()
+    assert saver.complaints == []
     full = True
     for step in (4, 5):
         saver.save(state(step, weight))
     saver.save(state(6, weight))
+    # The next save is what waited for them: nobody else has heard of it.
+    assert ["step-00000004" in saver.complaints[0], "step-00000005" in saver.complaints[1]] == [True, True]
     with pytest.raises(CheckpointError, match="No space left"):
         saver.settle()  # the third in a row
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003"]

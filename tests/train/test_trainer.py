@@ -25,6 +25,7 @@ from sumizome.train.build import build_trainer
 from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
 from sumizome.train.config import BrightnessConfig, CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
 from sumizome.train.metrics import read_metrics
+from sumizome.train.mirror import CheckpointMirror
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model, read_run_config
 from sumizome.train.trainer import StepReport
@@ -387,6 +388,35 @@ def test_what_fails_after_a_step_costs_no_checkpoint(config: TrainConfig, monkey
     with pytest.raises(OSError, match="No space"):
         train(config)
     assert int(state(config)["step"]) == 1
+
+
+def test_a_stop_is_saved_before_anything_is_looked_at(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch system kills half a minute after it asked: previews must not come first."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sumizome.train.observers.write_preview", killed)
+    config = replace(config, preview=PreviewConfig(every=2, canvas=(32, 32)))
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in trainer.steps():
+                trainer.asked.stop = True
+    assert int(state(config)["step"]) == 2
+
+
+def test_a_last_checkpoint_that_is_not_in_the_mirror_is_told(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sumizome.cli.main import main
+    from sumizome.settings import to_toml
+
+    monkeypatch.setattr(CheckpointMirror, "put", lambda *_: ["step-00000004 is not in the mirror: no answer"])
+    config = replace(config, checkpoint=CheckpointConfig(every=0, mirror=str(tmp_path / "there")))
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    assert main(["train", str(tmp_path / "run.toml")]) == 0
+    assert "warning: step-00000004 is not in the mirror: no answer" in capsys.readouterr().out
 
 
 def test_a_longer_cosine_is_said_to_be_another_run(config: TrainConfig) -> None:
