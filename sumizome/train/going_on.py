@@ -70,6 +70,8 @@ def go_on(
 
 def _lr_complaint(config: RunSettings, step: int) -> list[str]:
     """A word on a learning rate that depends on its stage's length, when that changes after the stage has begun."""
+    if not (config.run_dir / "config.toml").exists():
+        return []
     before, now = (span_at(each.spans(), step) for each in (recorded_settings(config), config))
     if config.optim.lr_schedule == "constant" or before.number != now.number or before.last == now.last:
         return []

@@ -1,7 +1,8 @@
 """Checkpoints in a second place, such as an S3 bucket: put there once they are whole here, brought back when none is.
 
 The same order as on disk: files first, the manifest last, so that what has a manifest is whole; and what comes back is
-verified before it gets its name. A mirror that cannot be reached costs no checkpoint and does not end a run.
+verified before it gets its name. The run's settings go with them: a run that comes back is held to those. A mirror that
+cannot be reached costs no checkpoint and does not end a run.
 """
 
 import shutil
@@ -16,6 +17,7 @@ from sumizome.train.checkpoint import list_checkpoints, verify_checkpoint
 __all__ = ["CheckpointMirror"]
 
 _MANIFEST = "manifest.json"
+_SETTINGS = "config.toml"
 
 
 class CheckpointMirror:
@@ -36,7 +38,10 @@ class CheckpointMirror:
             problems.append(str(error))
         problems = [problem for of_rank in ranks.gather(problems, ranks.saving) for problem in of_rank]
         if ranks.is_first and not problems:
+            settings = checkpoint.parent.parent / _SETTINGS
             try:
+                if settings.is_file():
+                    self.store.put_file(settings, _SETTINGS)
                 self.store.put_file(checkpoint / _MANIFEST, f"{checkpoint.name}/{_MANIFEST}")
                 self._forget_old()
             except (StoreError, OSError) as error:
@@ -44,8 +49,9 @@ class CheckpointMirror:
         return [f"{checkpoint.name} is not in the mirror: {problem}; it is whole here" for problem in problems[:1]]
 
     def bring_back(self, directory: Path) -> list[str]:
-        """Fetches the newest whole checkpoint into `directory` if that has none; returns what a user should be told.
+        """Fetches the newest whole checkpoint into `directory` if that has none, and the run's settings beside that.
 
+        Returns what a user should be told.
         Raises: StoreError if the mirror cannot be reached. CheckpointError if it holds checkpoints and all are damaged.
         """
         if list_checkpoints(directory):
@@ -58,6 +64,9 @@ class CheckpointMirror:
             except CheckpointError as error:
                 told.append(f"{self.store.address}: {error}")
                 continue
+            settings = directory.parent / _SETTINGS
+            if not settings.exists() and self.store.exists(_SETTINGS):
+                self.store.fetch(_SETTINGS, settings)
             return [*told, f"{directory} held no checkpoint; {name} was brought back from {self.store.address}"]
         if whole:
             raise CheckpointError(f"{self.store.address}: every checkpoint there is damaged ({'; '.join(told)})")

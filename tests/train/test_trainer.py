@@ -419,6 +419,20 @@ def test_a_last_checkpoint_that_is_not_in_the_mirror_is_told(
     assert "warning: step-00000004 is not in the mirror: no answer" in capsys.readouterr().out
 
 
+def test_a_run_whose_directory_is_lost_goes_on_from_its_mirror(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, checkpoint=CheckpointConfig(every=0, mirror=str(tmp_path / "there")))
+    train(config, until=2)
+    shutil.rmtree(config.run_dir)
+    with hold_run_dir(config.run_dir), pytest.raises(ConfigError, match="started with seed = 0, now it is 1"):
+        build_trainer(replace(config, seed=1))
+    shutil.rmtree(config.run_dir)
+    (tmp_path / "there/config.toml").unlink()  # as mirrors were before
+    with hold_run_dir(config.run_dir):
+        trainer, (told,) = build_trainer(config)
+    assert "step-00000002 was brought back" in told
+    assert trainer.steps_done == 2
+
+
 def test_a_longer_cosine_is_said_to_be_another_run(config: TrainConfig) -> None:
     train(config)
     with hold_run_dir(config.run_dir):
