@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from sumizome.diffusion.guidance import GuidanceConfig
+from sumizome.diffusion.samplers import SamplerName
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.diffusion.sigmas import build_sigmas
 from sumizome.errors import ConfigError, DataError
@@ -42,6 +43,21 @@ def test_noise_is_that_of_comfyui_and_a1111() -> None:
     assert all(torch.equal(initial_noise(7, shape, row), batch[row]) for row in range(3))
     torch.manual_seed(8)
     assert torch.equal(initial_noise(8, shape), torch.randn(shape))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde"])
+def test_pictures_of_one_seed_differ_by_their_row(tiny: SDXLModel, sampler: SamplerName) -> None:
+    """From pure noise the first step of a stochastic sampler forgets where it started: later noise must differ too."""
+    request = replace(REQUEST, sampling=replace(FAST, sampler=sampler))
+    first, third = _draw(tiny, request, replace(request, noise_row=2))
+    assert np.abs(first.astype(int) - third).mean() > 10
+
+
+def test_the_second_pass_of_one_seed_differs_by_its_row(tiny: SDXLModel) -> None:
+    """At this level next to nothing of the first pass is left."""
+    request = replace(REQUEST, second_pass=SecondPassConfig(1.0 + 1 / 3, steps=2, detail_sigma=1000.0), canvas=(48, 48))
+    first, third = _draw(tiny, request, replace(request, noise_row=2))
+    assert np.abs(first.astype(int) - third).mean() > 10
 
 
 def test_a_repeated_batch_is_equal_to_the_last_bit(tiny: SDXLModel) -> None:
