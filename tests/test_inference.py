@@ -139,6 +139,17 @@ def test_impossible_redraws_are_refused(settings: dict[str, object]) -> None:
         RedrawConfig(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("settings", [{"noise_row": -1}, {"noise_row": 10**9}, {"seed": 2**64}, {"seed": -(2**63) - 1}])
+def test_noise_that_no_generator_has_is_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"noise_row|seed"):
+        replace(REQUEST, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, -(2**63)])
+def test_every_seed_of_64_bits_has_noise(seed: int) -> None:
+    assert torch.isfinite(initial_noise(replace(REQUEST, seed=seed).seed, (4, 2, 2))).all()
+
+
 def test_second_pass_refines_the_first_on_a_larger_canvas(tiny: SDXLModel) -> None:
     """With next to no noise upon it, the second pass can but enlarge the first."""
     small = replace(REQUEST, second_pass=SecondPassConfig())
