@@ -127,6 +127,37 @@ def test_outside_the_mask_the_picture_keeps_its_pixels(tiny: SDXLModel, picture:
         assert np.abs(drawn[:, 32:].astype(int) - original[:, 32:]).mean() > 10
 
 
+def test_a_picture_to_draw_over_is_upright_and_opaque(tiny: SDXLModel, picture: Path, tmp_path: Path) -> None:
+    """Photographs lie on their side and say so; what is transparent is white, whatever colour hides beneath."""
+    upright = Image.open(picture)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    upright.rotate(180).save(tmp_path / "turned.png", exif=exif)
+    hiding = np.dstack([np.asarray(upright), np.full((48, 64), 255, np.uint8)])
+    hiding[:, 32:, 3] = 0
+    Image.fromarray(hiding).save(tmp_path / "hiding.png")
+    shown = hiding[:, :, :3].copy()
+    shown[:, 32:] = 255
+    Image.fromarray(shown).save(tmp_path / "shown.png")
+    names = (picture, *(tmp_path / f"{name}.png" for name in ("turned", "hiding", "shown")))
+    starts = [load_start(tiny.vae, RedrawConfig(name), (48, 64)) for name in names]
+    whole, turned, hidden, white = (start.latents for start in starts if start is not None)
+    assert torch.equal(whole, turned) and torch.equal(hidden, white)
+
+
+@pytest.mark.parametrize("kind", ["sixteen bits", "strokes"])
+def test_masks_of_other_kinds_mean_the_same(tiny: SDXLModel, picture: Path, tmp_path: Path, kind: str) -> None:
+    plain = picture.with_name("mask.png")
+    array = np.asarray(Image.open(plain))
+    if kind == "sixteen bits":
+        Image.fromarray(array.astype(np.uint16) // 255 * 60_000 + 300).save(tmp_path / "m.png")
+    else:
+        Image.fromarray(np.dstack([np.full((48, 64, 3), 255, np.uint8), array])).save(tmp_path / "m.png")
+    start, same = (load_start(tiny.vae, RedrawConfig(picture, mask=m), (48, 64)) for m in (plain, tmp_path / "m.png"))
+    assert start is not None and start.mask is not None and same is not None and same.mask is not None
+    assert torch.allclose(start.mask, same.mask, atol=0.1)
+
+
 def test_files_that_are_no_pictures_are_named(tiny: SDXLModel, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no")
     with pytest.raises(DataError, match=r"x\.png"):
