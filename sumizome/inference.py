@@ -171,7 +171,7 @@ def _drawn(model: SDXLModel, batch: list[PictureRequest], max_chunks: int) -> It
         shape = _latent_shape(model, larger[0].canvas)
         known = enlarge(state.x, shape[1:])
         mask = None if mask is None else enlarge(mask, shape[1:])
-        noise = torch.stack([torch.randn(shape, generator=generator(r.seed, "second pass")) for r in larger])
+        noise = torch.stack([_later_noise(request, shape, "second pass") for request in larger])
         yield from _sample(model, larger, max_chunks, sigmas, noise, Start(known, mask))
 
 
@@ -193,8 +193,7 @@ def _sample(
     shape = tuple(unit_noise.shape[1:])
 
     def noise(key: int) -> Latents:
-        rows = [torch.randn(shape, generator=generator(request.seed, "sampler", key)) for request in batch]
-        return torch.stack(rows).to(device)
+        return torch.stack([_later_noise(request, shape, "sampler", key) for request in batch]).to(device)
 
     return SAMPLERS[batch[0].sampling.sampler](denoise, x, sigmas, noise)
 
@@ -210,6 +209,16 @@ def initial_noise(seed: int, shape: tuple[int, ...], row: int = 0) -> Float[Tens
     `row` > 0 is a further picture of a ComfyUI batch, whose noise is one draw [rows, c, h, w].
     """
     return torch.randn((row + 1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[row]
+
+
+def _later_noise(request: PictureRequest, shape: tuple[int, ...], *purpose: int | str) -> Float[Tensor, "c h w"]:
+    """Unit noise that comes after the first: a picture's own, also where a whole batch has one seed.
+
+    From pure noise the first step of a stochastic sampler forgets what it started from: there this is what tells the
+    pictures of a batch apart.
+    """
+    row = ("row", request.noise_row) if request.noise_row else ()
+    return torch.randn(shape, generator=generator(request.seed, *purpose, *row))
 
 
 @torch.no_grad()

@@ -17,6 +17,9 @@ from sumizome.prompts import PromptSyntax
 
 __all__ = ["Picture", "PictureRequest", "RedrawConfig", "SamplingConfig", "SecondPassConfig"]
 
+_BATCH = 4096
+"""Pictures of a ComfyUI batch at most, as ComfyUI's own limit is."""
+
 
 @dataclass(frozen=True)
 class RedrawConfig:
@@ -87,6 +90,12 @@ class PictureRequest:
     """How weights, breaks and schedules are written in its prompts; plain = not at all."""
     redraw: RedrawConfig = field(default_factory=RedrawConfig)
     second_pass: SecondPassConfig = field(default_factory=SecondPassConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise_row < _BATCH:
+            raise ConfigError(f"noise_row must be 0 to {_BATCH - 1}, found {self.noise_row}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ConfigError(f"a seed has 64 bits (at most {2**64 - 1}), found {self.seed}")
 
 
 @dataclass(frozen=True)

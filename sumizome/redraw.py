@@ -5,15 +5,18 @@ has the given one's pixels. Mask 1 = drawn anew; the latents outside are held by
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from sumizome.data.image_rejected import ImageRejected
+from sumizome.data.images import WHITE, Colour, open_image
 from sumizome.diffusion.denoiser import Denoise
 from sumizome.diffusion.guidance import GuidedDenoiser
 from sumizome.errors import DataError
@@ -23,7 +26,7 @@ from sumizome.shapes import Latents
 
 __all__ = ["Start", "enlarge", "keep_known", "keep_outside_mask", "load_start"]
 
-_LARGEST_SIDE = 16384
+_BLACK: Colour = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -44,24 +47,27 @@ def load_start(vae: AutoencoderKL, config: RedrawConfig, canvas: tuple[int, int]
     if config.image is None:
         return None
     height, width = canvas
-    array = np.asarray(_open(config.image, "RGB").resize((width, height), Image.Resampling.LANCZOS))
+    array = np.asarray(_open(config.image, WHITE).resize((width, height), Image.Resampling.LANCZOS))
     pixels = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     latents = normalise(encode_pixels(vae, pixels), latent_statistics(vae)).cpu()
     if config.mask is None:
         return Start(latents, None)
-    mask = torch.from_numpy(np.asarray(_open(config.mask, "L").resize((width, height)), dtype=np.float32) / 255)
+    mask = torch.from_numpy(np.asarray(_open_mask(config.mask).resize((width, height)), dtype=np.float32) / 255)
     # A latent that touches the white of the mask is drawn anew: what it draws outside is replaced by pixels.
     return Start(latents, functional.adaptive_max_pool2d(mask[None, None], latents.shape[-2:]))
 
 
-def _open(path: object, mode: str) -> Image.Image:
+def _open(path: Path, background: Colour) -> Image.Image:
+    """The picture as the data's are read: upright, opaque, sRGB."""
     try:
-        with Image.open(str(path), formats=["PNG", "JPEG", "WEBP"]) as image:
-            if max(image.size) > _LARGEST_SIDE:
-                raise DataError(f"{path}: {image.width}×{image.height} pixels; a side may have {_LARGEST_SIDE} at most")
-            return image.convert(mode)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: no readable PNG, JPEG or WebP picture ({error})") from error
+        return open_image(path, background)
+    except ImageRejected as error:
+        raise DataError(f"{path}: cannot be drawn over: {error}") from error
+
+
+def _open_mask(path: Path) -> Image.Image:
+    """White strokes on nothing are a mask too: what is transparent stays."""
+    return _open(path, _BLACK).convert("L")
 
 
 def keep_known(denoise: Denoise, start: Start) -> Denoise:
@@ -94,5 +100,5 @@ def keep_outside_mask(image: Image.Image, config: RedrawConfig) -> Image.Image:
     """The finished picture with the given one's pixels where the mask is black, blended where it is grey."""
     if config.image is None or config.mask is None:
         return image
-    original = _open(config.image, "RGB").resize(image.size, Image.Resampling.LANCZOS)
-    return Image.composite(image, original, _open(config.mask, "L").resize(image.size))
+    original = _open(config.image, WHITE).resize(image.size, Image.Resampling.LANCZOS)
+    return Image.composite(image, original, _open_mask(config.mask).resize(image.size))

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from sumizome.diffusion.guidance import GuidanceConfig
+from sumizome.diffusion.samplers import SamplerName
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.diffusion.sigmas import build_sigmas
 from sumizome.errors import ConfigError, DataError
@@ -42,6 +43,21 @@ def test_noise_is_that_of_comfyui_and_a1111() -> None:
     assert all(torch.equal(initial_noise(7, shape, row), batch[row]) for row in range(3))
     torch.manual_seed(8)
     assert torch.equal(initial_noise(8, shape), torch.randn(shape))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde"])
+def test_pictures_of_one_seed_differ_by_their_row(tiny: SDXLModel, sampler: SamplerName) -> None:
+    """From pure noise the first step of a stochastic sampler forgets where it started: later noise must differ too."""
+    request = replace(REQUEST, sampling=replace(FAST, sampler=sampler))
+    first, third = _draw(tiny, request, replace(request, noise_row=2))
+    assert np.abs(first.astype(int) - third).mean() > 10
+
+
+def test_the_second_pass_of_one_seed_differs_by_its_row(tiny: SDXLModel) -> None:
+    """At this level next to nothing of the first pass is left."""
+    request = replace(REQUEST, second_pass=SecondPassConfig(1.0 + 1 / 3, steps=2, detail_sigma=1000.0), canvas=(48, 48))
+    first, third = _draw(tiny, request, replace(request, noise_row=2))
+    assert np.abs(first.astype(int) - third).mean() > 10
 
 
 def test_a_repeated_batch_is_equal_to_the_last_bit(tiny: SDXLModel) -> None:
@@ -111,6 +127,37 @@ def test_outside_the_mask_the_picture_keeps_its_pixels(tiny: SDXLModel, picture:
         assert np.abs(drawn[:, 32:].astype(int) - original[:, 32:]).mean() > 10
 
 
+def test_a_picture_to_draw_over_is_upright_and_opaque(tiny: SDXLModel, picture: Path, tmp_path: Path) -> None:
+    """Photographs lie on their side and say so; what is transparent is white, whatever colour hides beneath."""
+    upright = Image.open(picture)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    upright.rotate(180).save(tmp_path / "turned.png", exif=exif)
+    hiding = np.dstack([np.asarray(upright), np.full((48, 64), 255, np.uint8)])
+    hiding[:, 32:, 3] = 0
+    Image.fromarray(hiding).save(tmp_path / "hiding.png")
+    shown = hiding[:, :, :3].copy()
+    shown[:, 32:] = 255
+    Image.fromarray(shown).save(tmp_path / "shown.png")
+    names = (picture, *(tmp_path / f"{name}.png" for name in ("turned", "hiding", "shown")))
+    starts = [load_start(tiny.vae, RedrawConfig(name), (48, 64)) for name in names]
+    whole, turned, hidden, white = (start.latents for start in starts if start is not None)
+    assert torch.equal(whole, turned) and torch.equal(hidden, white)
+
+
+@pytest.mark.parametrize("kind", ["sixteen bits", "strokes"])
+def test_masks_of_other_kinds_mean_the_same(tiny: SDXLModel, picture: Path, tmp_path: Path, kind: str) -> None:
+    plain = picture.with_name("mask.png")
+    array = np.asarray(Image.open(plain))
+    if kind == "sixteen bits":
+        Image.fromarray(array.astype(np.uint16) // 255 * 60_000 + 300).save(tmp_path / "m.png")
+    else:
+        Image.fromarray(np.dstack([np.full((48, 64, 3), 255, np.uint8), array])).save(tmp_path / "m.png")
+    start, same = (load_start(tiny.vae, RedrawConfig(picture, mask=m), (48, 64)) for m in (plain, tmp_path / "m.png"))
+    assert start is not None and start.mask is not None and same is not None and same.mask is not None
+    assert torch.allclose(start.mask, same.mask, atol=0.1)
+
+
 def test_files_that_are_no_pictures_are_named(tiny: SDXLModel, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no")
     with pytest.raises(DataError, match=r"x\.png"):
@@ -121,6 +168,17 @@ def test_files_that_are_no_pictures_are_named(tiny: SDXLModel, tmp_path: Path) -
 def test_impossible_redraws_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="redraw"):
         RedrawConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{"noise_row": -1}, {"noise_row": 10**9}, {"seed": 2**64}, {"seed": -(2**63) - 1}])
+def test_noise_that_no_generator_has_is_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"noise_row|seed"):
+        replace(REQUEST, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, -(2**63)])
+def test_every_seed_of_64_bits_has_noise(seed: int) -> None:
+    assert torch.isfinite(initial_noise(replace(REQUEST, seed=seed).seed, (4, 2, 2))).all()
 
 
 def test_second_pass_refines_the_first_on_a_larger_canvas(tiny: SDXLModel) -> None:

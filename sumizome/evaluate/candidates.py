@@ -25,7 +25,7 @@ class Candidate:
     step: int | None = None
     """Of a run directory."""
     held_out: int | None = None
-    """Pictures that its run kept out of training at most; None where the model does not tell."""
+    """Pictures that its run kept out of training at most; None where the model does not tell, or none were."""
 
 
 def load_candidate(
@@ -40,7 +40,7 @@ def load_candidate(
     run_dir, checkpoint = (path.parents[1], path) if _is_checkpoint(path) else (path, None)
     if is_run_dir(run_dir):
         model, step = load_trained_model(run_dir, weights, checkpoint=checkpoint, device=device, dtype=dtype)
-        held_out = read_run_config(run_dir).validation.count
+        held_out = read_run_config(run_dir).validation.count or None
         return Candidate(f"{run_dir.resolve().name}-step{step}", path, model, step, held_out)
     return Candidate(path.stem, path, load_model(path, device=device, dtype=dtype))
 

@@ -65,7 +65,7 @@ def _number(text: str) -> float:
 
 
 def _sigma_max(text: str) -> float | str:
-    return text if text.isalpha() and text not in ("inf", "nan") else float(text)
+    return text if text in ("pure", "ui", "canvas") else float(text)
 
 
 def _sigma_or_none(text: str) -> float | None:
@@ -89,7 +89,7 @@ def _one_of(kind: Any) -> Callable[[str], str]:
 
 
 SETTINGS: dict[str, tuple[Callable[[str], Any], Apply, str]] = {
-    "sigma_max": (_sigma_max, _sampling("sigma_max"), "pure, canvas or a sigma"),
+    "sigma_max": (_sigma_max, _sampling("sigma_max"), "pure, ui, canvas or a sigma"),
     "steps": (int, _sampling("steps"), "whole numbers"),
     "sampler": (_one_of(SamplerName), _sampling("sampler"), "names of samplers"),
     "grid": (_one_of(Grid), _sampling("grid"), "names of grids"),

@@ -6,6 +6,7 @@ linear light), as the report's "medium brightness" does. The invariant: a pictur
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import erfc
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -48,7 +49,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean or another number of a sample, and where it would lie in 95 of 100 repetitions."""
+    """A mean or another number of a sample, and its 95 % interval: of 100 such, 95 hold the number of all there are."""
 
     value: float
     low: float
@@ -58,13 +59,30 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float] | Float[np.ndarray, " n"], draws: int = 2000) -> Interval:
-    """The mean and its percentile-bootstrap interval; the same numbers always give the same interval."""
+    """The mean and its percentile-bootstrap interval; the same numbers always give the same interval.
+
+    Plain percentiles are too narrow for few values (8: 89 in 100 intervals hold the mean, not 95), so they are taken
+    further out, as Student's t does. Of fewer than 6 no interval within their range can do it.
+    Source: Hesterberg 1411.5279, §5.3 ("expanded percentile").
+    """
     sample = np.asarray(values, np.float64)
     if not len(sample):
         raise ValueError("no interval of no values")
     rows = np.random.default_rng(0).integers(0, len(sample), (draws, len(sample)))
-    low, high = np.quantile(sample[rows].mean(axis=1), (0.025, 0.975))
+    tail = _expanded_tail(len(sample))
+    low, high = np.quantile(sample[rows].mean(axis=1), (tail, 1 - tail))
     return Interval(float(sample.mean()), float(low), float(high), len(sample))
+
+
+def _expanded_tail(count: int) -> float:
+    """Φ(−√(n/(n−1))·t) with Student's t at 97.5 %, n − 1 degrees of freedom: 0.025 for many, 0.0057 for 8."""
+    if count < 2:
+        return 0.025
+    # With t = √ν·tan θ the density is cos^(ν−1) θ dθ.
+    angles = np.linspace(0, np.pi / 2, 100_001)
+    share = np.cumsum(np.cos((angles[1:] + angles[:-1]) / 2) ** (count - 2))
+    quantile = np.sqrt(count - 1) * np.tan(np.interp(0.95, share / share[-1], angles[1:]))
+    return float(erfc(quantile * np.sqrt(count / (count - 1)) / np.sqrt(2)) / 2)
 
 
 def proportion(hits: Sequence[bool] | Bool[np.ndarray, " n"]) -> Interval:

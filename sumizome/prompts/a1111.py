@@ -57,4 +57,6 @@ def parse(text: str) -> Prompt:
             groups.append([])
         else:
             groups[-1].append(part)
+    if len(groups) > 1 and not any(part.text for part in groups[-1]):
+        groups.pop()  # a BREAK at the end begins no chunk
     return tuple(joined(group) for group in groups)

@@ -11,6 +11,8 @@ from sumizome.prompts.parts import Part, joined
 __all__ = ["parse"]
 
 _STEP = 1.1
+_DEEPEST = 100
+"""Levels of brackets; what stands deeper is text."""
 _HIDDEN = {"\\(": "\0o", "\\)": "\0c"}
 """Escaped brackets while pairs are sought; NUL is taken out of the prompt first."""
 
@@ -29,7 +31,9 @@ def _shown(text: str) -> str:
     return text
 
 
-def _weighted(text: str, weight: float) -> list[Part]:
+def _weighted(text: str, weight: float, depth: int = 0) -> list[Part]:
+    if depth > _DEEPEST:
+        return [Part(text, weight)]
     parts = []
     for piece in _pieces(text):
         if len(piece) < 2 or piece[0] != "(" or piece[-1] != ")":
@@ -40,7 +44,7 @@ def _weighted(text: str, weight: float) -> list[Part]:
         if colon and head:
             with contextlib.suppress(ValueError):
                 inside, inner = head, float(number)
-        parts += _weighted(inside, inner)
+        parts += _weighted(inside, inner, depth + 1)
     return parts
 
 

@@ -1,8 +1,8 @@
 r"""A1111's prompts that change while sampling: [a:b:0.4] is a, then b; [b:0.4] is b from there on; [a::0.4] is a up to
 there; [a|b] takes turns, step by step.
 
-The place is a share of the steps where it is written with a point and below 1, else a number of steps. Brackets that
-are no schedule stay in the text, for the weights to read. Schedules nest.
+The place is a share of the steps where it is written with a point (1.0 is all of them), else a number of steps.
+Brackets that are no schedule stay in the text, for the weights to read. Schedules nest, to 100 levels.
 """
 
 import re
@@ -12,6 +12,8 @@ from typing import TypeAlias
 __all__ = ["prompts_by_step"]
 
 _PLACE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*")
+_DEEPEST = 100
+"""Levels of brackets; what stands deeper is text."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ def _at(node: _Node, step: int, steps: int) -> str:
 def _last_step(place: str, steps: int) -> int:
     """The last step of what stands before the switch."""
     value = float(place)
-    return min(steps, int(value * steps) if "." in place and value < 1 else int(value))
+    return min(steps, int(value * steps) if "." in place else int(value))
 
 
-def _sequence(text: str) -> _Node:
+def _sequence(text: str, depth: int = 0) -> _Node:
     """Text and schedules in order."""
     pieces: list[str | _Switch | _Turns] = []
     start = place = 0
@@ -61,27 +63,27 @@ def _sequence(text: str) -> _Node:
         if text[place] == "\\":
             place += 2
             continue
-        end = _closing(text, place) if text[place] == "[" else None
+        end = _closing(text, place) if text[place] == "[" and depth < _DEEPEST else None
         if end is not None:
             pieces.append(text[start:place])
-            pieces += _bracket(text[place + 1 : end])
+            pieces += _bracket(text[place + 1 : end], depth + 1)
             start = place = end + 1
             continue
         place += 1
     return (*pieces, text[start:])
 
 
-def _bracket(inside: str) -> _Node:
+def _bracket(inside: str, depth: int) -> _Node:
     """What a pair of square brackets around `inside` means."""
     turns = _split(inside, "|")
     if len(turns) > 1:
-        return (_Turns(tuple(_sequence(turn) for turn in turns)),)
+        return (_Turns(tuple(_sequence(turn, depth) for turn in turns)),)
     *texts, last = _split(inside, ":")
     place = _PLACE.fullmatch(last)
     if place and 1 <= len(texts) <= 2:
         before = texts[0] if len(texts) == 2 else ""
-        return (_Switch(_sequence(before), _sequence(texts[-1]), place[1]),)
-    return ("[", *_sequence(inside), "]")
+        return (_Switch(_sequence(before, depth), _sequence(texts[-1], depth), place[1]),)
+    return ("[", *_sequence(inside, depth), "]")
 
 
 def _split(text: str, separator: str) -> list[str]:

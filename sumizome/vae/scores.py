@@ -128,7 +128,7 @@ def _gradient(picture: Canvas) -> Float[np.ndarray, "h w"]:
 
 
 def summarise(pairs: Sequence[Pair]) -> dict[str, Interval]:
-    """Each measure over a set, with the interval in which it would lie in 95 of 100 such sets."""
+    """Each measure over a set, with its 95 % interval: of 100 sets, 95 give one that holds the measure of all."""
     names = [name for name in MEASURES if all(name in pair.values for pair in pairs)]
     found = {name: bootstrap([pair.values[name] for pair in pairs]) for name in names}
     found["blockiness"] = _ratio([pair.grid for pair in pairs])

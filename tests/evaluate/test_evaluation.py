@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from sumizome.data.latents import open_latents
 from sumizome.data.loader import split_validation
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import ConfigError, ModelError
-from sumizome.evaluate.candidates import Candidate
+from sumizome.evaluate import candidates
+from sumizome.evaluate.candidates import Candidate, load_candidate
 from sumizome.evaluate.config import EvaluateConfig, check_config
 from sumizome.evaluate.evaluation import _validation
 from sumizome.evaluate.plots import Series, line_chart
@@ -108,6 +110,17 @@ def test_losses_of_all_prediction_types_are_those_of_the_velocity(
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     assert loss == pytest.approx(1 / np.cumprod(1 - betas)[500], rel=0.2)
     assert facts["pictures"] == 4 and facts["known_held_out"] is False
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, None), (64, 64)])
+def test_a_run_that_held_nothing_out_is_not_taken_for_one_that_did(
+    tiny: SDXLModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, told: int | None
+) -> None:
+    config = SimpleNamespace(validation=SimpleNamespace(count=count))
+    monkeypatch.setattr(candidates, "is_run_dir", lambda path: True)
+    monkeypatch.setattr(candidates, "load_trained_model", lambda *args, **options: (tiny, 7))
+    monkeypatch.setattr(candidates, "read_run_config", lambda path: config)
+    assert load_candidate(tmp_path).held_out == told
 
 
 @pytest.mark.parametrize(

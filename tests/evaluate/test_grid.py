@@ -27,6 +27,7 @@ QUICK = PictureRequest("a cat", canvas=(32, 32), sampling=SamplingConfig(steps=2
         (("colour", "red"), "expected a setting"),
         (("cfg",), "expected a setting"),
         (("cfg", "much"), "'much' is no value of cfg"),
+        (("sigma_max", "pur"), "pure, ui, canvas or a sigma"),
         (("canvas", "64"), "HEIGHTxWIDTH"),
         (("sampler", "eulr"), "one of euler"),
     ],
@@ -37,7 +38,7 @@ def test_a_bad_axis_is_refused_in_words(words: tuple[str, ...], said: str) -> No
 
 
 def test_values_are_read_as_settings_take_them() -> None:
-    assert parse_axis(("sigma_max", "14.6", "pure"), "--rows").values == (14.6, "pure")
+    assert parse_axis(("sigma_max", "14.6", "pure", "ui"), "--rows").values == (14.6, "pure", "ui")
     assert parse_axis(("canvas", "64x32"), "--rows").values == ((64, 32),)
     assert parse_axis(("skip_above_sigma", "19", "never"), "--rows").values == (19.0, None)
     assert parse_axis(("prompt", "1girl, solo", ""), "--rows").labels == ("1girl, solo", "")

@@ -41,6 +41,8 @@ def test_a1111_weights(text: str, expected: list[tuple[str, float]]) -> None:
 
 def test_a1111_breaks_begin_groups_and_brackets_reach_over_them() -> None:
     assert _parts("a BREAK b", "a1111") == [[("a", 1)], [("b", 1)]]
+    assert _parts("a BREAK ", "a1111") == [[("a", 1)]]
+    assert _parts(" BREAK a BREAK BREAK b", "a1111") == [[("", 1)], [("a", 1)], [("", 1)], [("b", 1)]]
     assert _parts("BREAKFAST", "a1111") == [[("BREAKFAST", 1)]]
     assert _parts("(a BREAK b:2) c", "a1111") == [[("a", 2)], [("b", 2), (" c", 1)]]
 
@@ -98,6 +100,9 @@ def test_novelai_weights(text: str, expected: list[tuple[str, float]]) -> None:
         ("[a:b:0.25]", ["a", "b", "b", "b"]),
         ("[a: b : 1 ]", ["a", " b ", " b ", " b "]),
         ("[a:b:99]", ["a"] * 4),
+        ("[a:b:1]", ["a", "b", "b", "b"]),
+        ("[a:b:1.0]", ["a"] * 4),
+        ("[a:b:1.5]", ["a"] * 4),
         ("[a:[b:c:3]:1]", ["a", "b", "b", "c"]),
         ("[(a:2):3]", ["", "", "", "(a:2)"]),
         ("[fe|]male", ["female", "male"] * 2),
@@ -124,6 +129,13 @@ def test_no_prompt_is_an_error_and_no_letter_is_lost(text: str, syntax: PromptSy
     for step in scheduled(text, syntax, 3):
         shown = "".join(part.text for group in parse_prompt(step, syntax) for part in group)
         assert [letter for letter in shown if letter in "ab"] == [letter for letter in step if letter in "ab"]
+
+
+@pytest.mark.parametrize("syntax", ["plain", "a1111", "comfyui", "novelai"])
+@pytest.mark.parametrize("brackets", ["()", "[]", "{}"])
+def test_brackets_may_stand_as_deep_as_one_likes(brackets: str, syntax: PromptSyntax) -> None:
+    for step in scheduled(brackets[0] * 3000 + "cat" + brackets[1] * 3000, syntax, 2):
+        assert "cat" in "".join(part.text for part in parse_prompt(step, syntax)[0])
 
 
 @given(st.text(alphabet="ab, -_/é墨", max_size=30), st.sampled_from(["plain", "a1111", "comfyui", "novelai"]))
