@@ -28,7 +28,7 @@ START = 14.6146 * 8 / 128
 """What 14.6 is to SDXL's 128 latents, on 8: 0.913. The canvas of length 1 starts here, the others by the rule at
 START times their length."""
 STARTS: tuple[float, ...] = tuple(START * factor for factor in (0.5, 1, 1.5, 2, 3, 6))
-STEPS, PICTURES, BLACKS = 200, 16, 8
+STEPS, PICTURES, BLACKS = 1000, 16, 8
 _HAIR = ("blonde", "brown", "black", "red", "blue", "green", "pink", "white")
 
 
