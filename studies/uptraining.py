@@ -208,8 +208,8 @@ def _page(results: Results) -> PageParts:
         f"betas scaled down so that the last sigma is {float(build_noise_schedule(BASE_SCHEDULE).sigmas[-1]):.2f} = "
         "14.6 · 16/128: on 16 × 16 latents this leaves as much of a flat colour as 14.6 does on SDXL's 128 × 128, so "
         f"what differs is the terminal step and not the size of the latents. Each arm goes on from it for {STEPS} "
-        "steps, text encoders too: the base's never needed the words for black and white. Arms without zero terminal SNR are sampled from that last sigma, as ε-models "
-        "are; the other from pure noise. 12 Euler steps, guidance 4.",
+        "steps, text encoders too: the base's never needed the words for black and white. Arms without zero "
+        "terminal SNR are sampled from that last sigma, as ε-models are; the other from pure noise. 12 Euler steps, guidance 4.",
         table=rows,
         table_note="Pictures until recovery: after how many trained pictures the velocity loss (mean over σ = "
         f"{SIGMAS[0]} to {SIGMAS[-1]}, held-out pictures, whatever is predicted) is no more than the base's, of looks "
@@ -230,12 +230,13 @@ def _page(results: Results) -> PageParts:
                 "pictures trained on after the base",
                 "mean brightness of “completely black”",
                 [line(arm, _black) for arm in ARMS],
+                share=True,
             ),
         ),
         plot_says="Velocity loss and brightness of black against pictures trained on, by arm.",
         conclusion="\n".join(_sentences(results)),
         at_full_size="SDXL was trained for far longer than this base, so it is further from where v-training leads, "
-        "and the report's half hour of 256 GPUs is some hundred thousand pictures, not a thousand. The first "
+        "and the report's half hour of 256 GPUs is some hundred thousand pictures, not six thousand. The first "
         "prediction's error and black's brightness depend on the schedule and on what the prediction can express, "
         "not on size: ε cannot say what is in pure noise at any size, and its last sigma was matched here. With "
         "longer training v without zero terminal SNR keeps its floor: what the noise at the last sigma tells of "
