@@ -209,7 +209,8 @@ def _page(results: Results) -> PageParts:
         "14.6 · 16/128: on 16 × 16 latents this leaves as much of a flat colour as 14.6 does on SDXL's 128 × 128, so "
         f"what differs is the terminal step and not the size of the latents. Each arm goes on from it for {STEPS} "
         "steps, text encoders too: the base's never needed the words for black and white. Arms without zero "
-        "terminal SNR are sampled from that last sigma, as ε-models are; the other from pure noise. 12 Euler steps, guidance 4.",
+        "terminal SNR are sampled from that last sigma, as ε-models are; the other from pure noise. 12 Euler steps, "
+        "guidance 4.",
         table=rows,
         table_note="Pictures until recovery: after how many trained pictures the velocity loss (mean over σ = "
         f"{SIGMAS[0]} to {SIGMAS[-1]}, held-out pictures, whatever is predicted) is no more than the base's, of looks "
