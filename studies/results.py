@@ -96,7 +96,7 @@ def _of_min_snr(results: Results) -> list[Claim]:
         (
             "MinSNR as written is enough beside zero terminal SNR (§2.4)",
             "first",
-            min_snr.SHARED_ARM,
+            min_snr.DEFAULT_ARM,
             "plain",
             "error of the first prediction of black",
         ),
@@ -104,14 +104,14 @@ def _of_min_snr(results: Results) -> list[Claim]:
             "MinSNR, γ = 5, balances the timesteps (§2.4)",
             "body",
             "none",
-            min_snr.SHARED_ARM,
+            min_snr.DEFAULT_ARM,
             "velocity loss, mean of t < 900",
         ),
         (
             "MinSNR, γ = 5, balances the timesteps (§2.4)",
             "kernel",
             "none",
-            min_snr.SHARED_ARM,
+            min_snr.DEFAULT_ARM,
             "kernel distance from the data",
         ),
     ):
