@@ -7,7 +7,7 @@ import numpy as np
 
 from studies.datasets import WORK, DataSet, reference
 from studies.harness import Measures, Results, Study
-from studies.intervals import seed_interval, told
+from studies.intervals import differs, seed_interval, told
 from studies.measures import drawn
 from studies.page import PageParts
 from studies.pictures import COUNT_TAGS
@@ -175,6 +175,10 @@ def _sentences(results: Results) -> list[str]:
             f"- {name}: the σ_max half-way between the lowest start's result and pure noise's, by length, each seed: "
             f"{'; '.join(words)}. Here {told_as}."
         )
+        if exponent is not None and differs(exponent) and exponent.high < 1:
+            sentences[-1] += " √area is more than is needed: an upper bound, as the report says."
+        elif exponent is not None and exponent.low <= 1 <= exponent.high:
+            sentences[-1] += " √area is within what was measured."
     return sentences
 
 
