@@ -7,7 +7,7 @@ import numpy as np
 
 from studies.datasets import WORK, DataSet, reference
 from studies.harness import Measures, Results, Study
-from studies.intervals import seed_interval, told
+from studies.intervals import differs, seed_interval, told
 from studies.measures import drawn
 from studies.page import PageParts
 from studies.pictures import COUNT_TAGS
@@ -28,7 +28,7 @@ START = 14.6146 * 8 / 128
 """What 14.6 is to SDXL's 128 latents, on 8: 0.913. The canvas of length 1 starts here, the others by the rule at
 START times their length."""
 STARTS: tuple[float, ...] = tuple(START * factor for factor in (0.5, 1, 1.5, 2, 3, 6))
-STEPS, PICTURES, BLACKS = 200, 16, 8
+STEPS, PICTURES, BLACKS = 1000, 16, 8
 _HAIR = ("blonde", "brown", "black", "red", "blue", "green", "pink", "white")
 
 
@@ -83,10 +83,15 @@ def _page(results: Results) -> PageParts:
         cells = [" · ".join(told(_of(results, arm, start, what), 2) for what in ("single", "black")) for arm in LENGTHS]
         rows.append([start, *cells])
     real = ", ".join(f"{seed_interval(results.seeds(arm, lambda m: m['real'])).value:.2f}" for arm in LENGTHS)
-    ticks = [(start, f"{start:.3g}") for start in STARTS]
+    ticks = [(start, f"{start:g}") for start in (0.25, 0.5, 1, 2, 4)]
+    asked_for, black = "share of pictures asked for with one", "mean brightness of “completely black”"
 
-    def line(arm: str, what: str) -> Line:
-        return Line(f"length {arm}", list(STARTS), [_of(results, arm, start, what) for start in starts[:-1]])
+    def line(arm: str, what: str, unit: float = 1.0) -> Line:
+        values = [_of(results, arm, start, what) for start in starts[:-1]]
+        return Line(f"length {arm}", [start / unit for start in STARTS], values)
+
+    def panel(title: str, x_title: str, y_title: str, lines: list[Line]) -> Panel:
+        return Panel(title, x_title, y_title, lines, x_log=True, ticks=ticks, share=True)
 
     return PageParts(
         method=f"A model a canvas length and seed, each trained {STEPS} steps of {BATCH} pictures on its own canvas "
@@ -100,36 +105,19 @@ def _page(results: Results) -> PageParts:
         f"data's own tags, finds one character and no other number of them (real pictures of one, by length: {real}). "
         "Black: mean brightness of “completely black”, 0 to 1.",
         panels=(
-            Panel(
-                "One character",
-                "σ_max",
-                "share of pictures asked for with one",
-                [line(arm, "single") for arm in LENGTHS],
-                x_log=True,
-                ticks=ticks,
-            ),
-            Panel(
-                "Black",
-                "σ_max",
-                "mean brightness of “completely black”",
-                [line(arm, "black") for arm in LENGTHS],
-                x_log=True,
-                ticks=ticks,
-            ),
-            Panel(
-                "Black, σ_max by the length",
+            panel("One character", "σ_max", asked_for, [line(arm, "single") for arm in LENGTHS]),
+            panel(
+                "… σ_max by the length",
                 "σ_max / canvas length",
-                "mean brightness of “completely black”",
-                [
-                    Line(
-                        f"length {arm}",
-                        [s / float(arm) for s in STARTS],
-                        [_of(results, arm, start, "black") for start in starts[:-1]],
-                    )
-                    for arm in LENGTHS
-                ],
-                x_log=True,
-                ticks=ticks,
+                asked_for,
+                [line(arm, "single", float(arm)) for arm in LENGTHS],
+            ),
+            panel("Black", "σ_max", black, [line(arm, "black") for arm in LENGTHS]),
+            panel(
+                "… σ_max by the length",
+                "σ_max / canvas length",
+                black,
+                [line(arm, "black", float(arm)) for arm in LENGTHS],
             ),
         ),
         plot_says="Share of pictures with one character, and brightness of black, against σ_max by canvas length.",
@@ -187,6 +175,10 @@ def _sentences(results: Results) -> list[str]:
             f"- {name}: the σ_max half-way between the lowest start's result and pure noise's, by length, each seed: "
             f"{'; '.join(words)}. Here {told_as}."
         )
+        if exponent is not None and differs(exponent) and exponent.high < 1:
+            sentences[-1] += " √area is more than is needed: an upper bound, as the report says."
+        elif exponent is not None and exponent.low <= 1 <= exponent.high:
+            sentences[-1] += " √area is within what was measured."
     return sentences
 
 

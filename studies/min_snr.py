@@ -1,8 +1,6 @@
 """MinSNR against its terminal floor: what the step from pure noise learns, and what the others lose."""
 
-import shutil
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -12,15 +10,15 @@ from studies.intervals import difference, differs, paired, seed_interval, told
 from studies.measures import TIMESTEPS, evaluated, first_prediction_error
 from studies.page import PageParts
 from studies.plots import Line, Panel
-from studies.training import BATCH, finished_run, run_config
+from studies.training import BATCH, run_config, train
 from sumizome.diffusion.guidance import GuidanceConfig
 from sumizome.diffusion.loss import LossConfig
 from sumizome.evaluate.config import EvaluateConfig
 from sumizome.evaluate.scores import Interval
 from sumizome.inference import SamplingConfig
-from sumizome.train.config import TrainConfig
+from sumizome.models.sdxl import SDXLModel
 
-__all__ = ["ARMS", "DATA", "MIN_SNR", "NUMBERS", "SHARED_ARM", "config_of"]
+__all__ = ["ARMS", "DATA", "DEFAULT_ARM", "MIN_SNR", "NUMBERS"]
 
 DATA = DataSet("demo", 64, square=False)
 STEPS = 360
@@ -32,8 +30,7 @@ ARMS = {
     "soft": (LossConfig("soft_min_snr", terminal_floor=0.0), "soft MinSNR, γ = 5, no floor"),
     "none": (LossConfig("uniform", terminal_floor=0.0), "no weighting: 1 everywhere"),
 }
-SHARED_ARM = "floor-0.1"
-"""Its models are kept: other studies sample from them."""
+DEFAULT_ARM = "floor-0.1"
 
 _EVALUATION = EvaluateConfig(
     seeds=8,
@@ -47,18 +44,16 @@ _EVALUATION = EvaluateConfig(
 )
 
 
-def config_of(arm: str, seed: int) -> TrainConfig:
-    """The run of an arm."""
-    return run_config(DATA, seed, STEPS, WORK / "runs" / "min-snr" / f"{arm}-seed{seed}", loss=ARMS[arm][0])
-
-
 def _measure(arm: str, seed: int) -> Measures:
-    model = finished_run(config_of(arm, seed))
-    facts: dict[str, Any] = evaluated(model, DATA, _EVALUATION)
-    facts["first_prediction"] = {c: first_prediction_error(model, c) for c in ("black", "white", "grey")}
-    if arm != SHARED_ARM:
-        shutil.rmtree(config_of(arm, seed).run_dir)
-    return facts
+    run_dir = WORK / "runs" / "min-snr" / f"{arm}-seed{seed}"
+    measures: Measures = {}
+
+    def look(step: int, model: SDXLModel) -> None:
+        measures.update(evaluated(model, DATA, _EVALUATION))
+        measures["first_prediction"] = {c: first_prediction_error(model, c) for c in ("black", "white", "grey")}
+
+    train(run_config(DATA, seed, STEPS, run_dir, loss=ARMS[arm][0]), look)
+    return measures
 
 
 def _page(results: Results) -> PageParts:

@@ -8,7 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 from sumizome.evaluate.scores import Interval
 from sumizome.files import write_atomically
@@ -44,15 +44,24 @@ class Panel:
     level: tuple[float, str] | None = None
     """A horizontal line and what it is."""
     from_zero: bool = True
+    share: bool = False
+    """Nothing lies outside 0 … 1, whatever an interval by Student's t says: the axis ends there."""
     points: bool = False
     """No lines between the places: they are arms, not amounts."""
 
 
 def write_plot(panels: Sequence[Panel], path: Path) -> None:
-    """Writes the panels side by side as a PNG."""
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
-    for panel, axis in zip(panels, axes[0], strict=True):
+    """Writes the panels as a PNG: side by side, four in two rows. Panels of the same lines have one legend."""
+    columns = 2 if len(panels) == 4 else len(panels)
+    rows = len(panels) // columns
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 4.2 * rows), squeeze=False)
+    explained: list[str] = []
+    for panel, axis in zip(panels, axes.flat, strict=True):
         _draw(panel, axis)
+        names = [line.name for line in panel.lines]
+        if len(names) > 1 and names != explained:
+            axis.legend(fontsize=8, frameon=False)
+            explained = names
     figure.tight_layout()
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
     pyplot.close(figure)
@@ -86,6 +95,10 @@ def _draw(panel: Panel, axis: pyplot.Axes) -> None:
         axis.set_xscale("log")
     if panel.y_log:
         axis.set_yscale("log")
+        for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatted(ticker.FormatStrFormatter("%g"))
+    elif panel.share:
+        axis.set_ylim(-0.03, 1.03)
     elif panel.from_zero:
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
     if panel.ticks:
@@ -93,5 +106,3 @@ def _draw(panel: Panel, axis: pyplot.Axes) -> None:
         axis.minorticks_off()
     axis.grid(axis="y", color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    if len(panel.lines) > 1:
-        axis.legend(fontsize=8, frameon=False)

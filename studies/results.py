@@ -81,6 +81,17 @@ def verdict(difference: Interval, *, lower: bool) -> str:
     return "yes" if (difference.value < 0) == lower else "no: the other way"
 
 
+def growth_verdict(exponent: Interval) -> str:
+    """Whether σ grows with the canvas' length, to which power: 0 is no growth, 1 is √area."""
+    if not differs(exponent):
+        return "not told apart from no growth"
+    if exponent.low < 0:
+        return "no: it falls"
+    if exponent.high < 1:
+        return "yes; √area is more than is needed"
+    return "yes" if exponent.low <= 1 else "no: √area is less than is needed"
+
+
 def _of_study(name: str) -> list[Claim]:
     return claims[name](read_results(name))
 
@@ -96,7 +107,7 @@ def _of_min_snr(results: Results) -> list[Claim]:
         (
             "MinSNR as written is enough beside zero terminal SNR (§2.4)",
             "first",
-            min_snr.SHARED_ARM,
+            min_snr.DEFAULT_ARM,
             "plain",
             "error of the first prediction of black",
         ),
@@ -104,14 +115,14 @@ def _of_min_snr(results: Results) -> list[Claim]:
             "MinSNR, γ = 5, balances the timesteps (§2.4)",
             "body",
             "none",
-            min_snr.SHARED_ARM,
+            min_snr.DEFAULT_ARM,
             "velocity loss, mean of t < 900",
         ),
         (
             "MinSNR, γ = 5, balances the timesteps (§2.4)",
             "kernel",
             "none",
-            min_snr.SHARED_ARM,
+            min_snr.DEFAULT_ARM,
             "kernel distance from the data",
         ),
     ):
@@ -184,13 +195,7 @@ def _of_canvas(results: Results) -> list[Claim]:
         if exponent is None:
             ours, found = "not every canvas and seed passes over", "not measured"
         else:
-            ours = f"exponent {told(exponent, 2)}"
-            found = "yes" if exponent.low > 0 and exponent.low <= 1 else "no"
-            found += (
-                ""
-                if exponent.low <= 1 <= exponent.high
-                else f"; √area is {'more' if exponent.high < 1 else 'less'} than is needed"
-            )
+            ours, found = f"exponent {told(exponent, 2)}", growth_verdict(exponent)
         rows.append(
             Claim(
                 "σ_max grows with the canvas' length, as √area at most (§2.3)",

@@ -21,7 +21,7 @@ from sumizome.models.sdxl import SDXLModel
 __all__ = ["BANDS", "TAG_WEIGHTS", "band_number", "nearest_colour", "region_colours"]
 
 DATA = DataSet("discs", 32)
-STEPS, EACH = 240, 6
+STEPS, EACH = 1000, 6
 ARMS = {
     "off": (TagWeightConfig(), "none"),
     "0.5": (TagWeightConfig(strength=0.5), "strength 0.5, images bounded to 0.5 … 2"),
@@ -106,7 +106,8 @@ def _page(results: Results) -> PageParts:
 
     def panel(what: str, title: str, unit: str) -> Panel:
         lines = [Line(band, range(len(ARMS)), [_of(results, arm, band, what) for arm in ARMS]) for band in BANDS]
-        return Panel(title, "strength of the weights", unit, lines, ticks=list(enumerate(ARMS)))
+        ticks = list(enumerate(ARMS))
+        return Panel(title, "strength of the weights", unit, lines, ticks=ticks, share=what == "recall")
 
     return PageParts(
         method=f"Tiny models trained from nothing, {STEPS} steps of {BATCH} pictures of 32 px: a disc of one of "

@@ -9,7 +9,7 @@ import pytest
 from studies import canvas, guidance, harness, min_snr, pages, results, tag_weights, uptraining
 from studies.all_studies import STUDIES
 from studies.harness import SEEDS, Results
-from studies.results import Claim, claims, page, verdict
+from studies.results import Claim, claims, growth_verdict, page, verdict
 from sumizome.evaluate.scores import Interval
 
 
@@ -61,6 +61,14 @@ def test_a_difference_counts_where_its_interval_leaves_nothing_out() -> None:
     assert verdict(Interval(-0.2, -0.3, -0.1, 3), lower=True) == "yes"
     assert verdict(Interval(0.2, 0.1, 0.3, 3), lower=True) == "no: the other way"
     assert verdict(Interval(-0.2, -0.5, 0.1, 3), lower=True) == "not told apart"
+
+
+def test_growth_is_held_to_none_and_to_the_square_root_of_the_area() -> None:
+    assert growth_verdict(Interval(0.9, -0.2, 2.0, 3)) == "not told apart from no growth"
+    assert growth_verdict(Interval(0.4, 0.2, 0.6, 3)) == "yes; √area is more than is needed"
+    assert growth_verdict(Interval(0.9, 0.7, 1.1, 3)) == "yes"
+    assert growth_verdict(Interval(1.5, 1.2, 1.8, 3)).startswith("no: √area is less")
+    assert growth_verdict(Interval(-0.5, -0.7, -0.3, 3)) == "no: it falls"
 
 
 @pytest.mark.parametrize(
