@@ -21,7 +21,7 @@ from sumizome.models.sdxl import SDXLModel
 __all__ = ["BANDS", "TAG_WEIGHTS", "band_number", "nearest_colour", "region_colours"]
 
 DATA = DataSet("discs", 32)
-STEPS, EACH = 2000, 6
+STEPS, EACH = 1000, 6
 ARMS = {
     "off": (TagWeightConfig(), "none"),
     "0.5": (TagWeightConfig(strength=0.5), "strength 0.5, images bounded to 0.5 … 2"),
