@@ -92,9 +92,9 @@ class WeightedLoss:
         """
         dtype = torch.promote_types(model_output.dtype, torch.float32)
         error = (model_output.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)
-        weight = self.weights[timesteps.cpu()].to(error)
+        weight = self.weights[timesteps.cpu()].to(error, non_blocking=True)
         if loss_weight is not None:
-            weight = weight * loss_weight.to(error)
+            weight = weight * loss_weight.to(error, non_blocking=True)
         return LossPerSample(weight * error, error.detach())
 
 

@@ -62,14 +62,15 @@ def denoising_loss(
     Source: report §2.1 (v target), §2.2 (schedule), §2.4 (weights), §4.3 (tag weights).
     """
     schedule, device = objective.schedule, model.unet.device
-    latents = batch.latents.to(device)
-    noise = draw_noise(batch.seeds, latents.shape[1:], objective.noise_offset).to(device)
+    # A batch's own tensors are pinned where there is a GPU: the copy waits for nothing that is still being computed.
+    latents = batch.latents.to(device, non_blocking=True)
+    noise = draw_noise(batch.seeds, latents.shape[1:], objective.noise_offset).to(device, non_blocking=True)
 
     # Timesteps stay on the CPU with the schedule's tables: looking them up from a GPU would wait for it.
     noised_latents = schedule.add_noise(latents, noise, timesteps)
     target = training_target(objective.prediction_type, latents, noise, schedule.alphas_cumprod_of(timesteps))
 
-    model_output = apply_unet(model.unet, noised_latents, timesteps.to(device), conditioning)
+    model_output = apply_unet(model.unet, noised_latents, timesteps.to(device, non_blocking=True), conditioning)
 
     weighted, unweighted = objective.loss(model_output.float(), target, timesteps, batch.tag_weight)
     height, width = (int(side) for side in batch.time_ids[0, 4:].tolist())
@@ -80,7 +81,8 @@ def condition(model: SDXLModel, batch: TrainBatch, max_chunks: int) -> tuple[UNe
     """The batch's captions and sizes as the U-Net takes them, and how many captions did not fit whole."""
     tokens = tokenize(batch.captions, max_chunks)
     prompt_embeds, pooled_prompt_embeds = encode_prompts(model.text_encoders, tokens.input_ids)
-    conditioning = UNetConditioning(prompt_embeds, pooled_prompt_embeds, batch.time_ids.to(prompt_embeds.device))
+    time_ids = batch.time_ids.to(prompt_embeds.device, non_blocking=True)
+    conditioning = UNetConditioning(prompt_embeds, pooled_prompt_embeds, time_ids)
     return conditioning, sum(map(bool, tokens.dropped))
 
 
