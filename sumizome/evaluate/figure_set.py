@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.images import open_image
 from sumizome.data.latents import LatentCache, open_latents
-from sumizome.errors import ConfigError, ShardError
+from sumizome.errors import ConfigError, DataError, ShardError
 from sumizome.evaluate.candidates import Candidate
 from sumizome.evaluate.config import FigureConfig
 from sumizome.evaluate.data_figures import crops, latent_histograms
@@ -87,7 +88,10 @@ def _picture(candidate: Candidate, cache: LatentCache | None, path: Path | None)
     A flat one would show nothing of what noise hides.
     """
     if path is not None:
-        return open_image(path)
+        try:
+            return open_image(path)
+        except ImageRejected as error:
+            raise DataError(f"{path}: cannot be shown: {error}") from error
     pictures = _given(cache).index.pictures()
     first = np.argsort(_given(cache).index.picture_hash[pictures], kind="stable")[:_CONSIDERED]
     arrays = decode_rows(_given(cache), candidate.model.vae, pictures[first])

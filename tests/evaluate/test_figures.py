@@ -85,6 +85,8 @@ def test_what_cannot_be_drawn_is_said(
     base = ["figures", "--model", str(tiny_folder), "--out", str(tmp_path / "f")]
     assert main([*base, "--figures", "8"]) == 2
     assert "give --latents" in capsys.readouterr().err
+    assert main([*base, "--figures", "1", "--picture", str(tmp_path / "nothing.png")]) == 2
+    assert "nothing.png" in capsys.readouterr().err
     picture = tmp_path / "p.png"
     Image.new("RGB", (40, 30), "red").save(picture)
     assert main([*base, "--figures", "1", "--picture", str(picture)]) == 0
