@@ -50,11 +50,11 @@ class FigureConfig:
     """The report finds 3.5 to 5 right."""
     black_prompt: str = "completely black"
     """Of figures 2 and 4, as the data's captions say it."""
-    opposing_prompts: tuple[str, ...] = (
+    opposing_prompts: tuple[str, str] = (
         "1girl, solo, black hair, white background, simple background",
         "1girl, solo, white hair, black background, simple background",
     )
-    """Of figure 3: large areas of opposing brightness."""
+    """Of figure 3: large areas of opposing brightness; the canvas that should be the brighter one first."""
     large_prompt: str = "1girl, solo, long hair, blue hair, full body"
     """Of figures 5 to 7: one character on a canvas of double length."""
 

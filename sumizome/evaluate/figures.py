@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from sumizome.diffusion.guidance import GuidanceConfig
@@ -18,7 +19,7 @@ from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule, si
 from sumizome.diffusion.sigmas import BASE_SIGMA_MAX, SigmaMax, build_sigmas
 from sumizome.evaluate.config import FigureConfig
 from sumizome.evaluate.labelled import labelled_grid
-from sumizome.evaluate.scores import Interval, bootstrap, brightness
+from sumizome.evaluate.scores import bootstrap, brightness
 from sumizome.inference import (
     PictureRequest,
     SamplingConfig,
@@ -184,27 +185,28 @@ def opposing_colours(model: SDXLModel, config: FigureConfig) -> Figure:
     finite_name = _sigma_words(model, BASE_SIGMA_MAX)
     starts: dict[str, SigmaMax] = {"pure noise": "pure", finite_name: matched_sigma(model, BASE_SIGMA_MAX)}
     rows, labels = [], []
-    away: dict[str, list[Interval]] = {name: [] for name in starts}
+    found: dict[str, list[Float[np.ndarray, " n"]]] = {name: [] for name in starts}
     for prompt in config.opposing_prompts:
         for name, start in starts.items():
             base = PictureRequest(prompt, canvas=native_canvas(model), sampling=_sampling(config, start))
             row = _draw(model, base, config.seeds)
             rows.append(row)
             labels.append(f"{prompt}: {name}")
-            away[name].append(bootstrap(np.abs(brightness(_pixels(row)) - 0.5)))
-    pure, finite = (float(np.mean([interval.value for interval in found])) for found in away.values())
+            found[name].append(brightness(_pixels(row)))
+    pure, finite = (bootstrap(bright - dark) for bright, dark in found.values())
     values = [
-        {"prompt": prompt, "pure": vars(of_pure), "finite": vars(of_finite)}
-        for prompt, of_pure, of_finite in zip(config.opposing_prompts, *away.values(), strict=True)
+        {"prompt": prompt, "pure": vars(bootstrap(of_pure)), "finite": vars(bootstrap(of_finite))}
+        for prompt, of_pure, of_finite in zip(config.opposing_prompts, *found.values(), strict=True)
     ]
     return Figure(
         "3",
         "Opposing colours with and without the terminal step",
         "Without the terminal step the mean of the canvas is held near that of noise, so a dark part is bought with a "
         "bright one (report §2.2, figure 3).",
-        f"The canvas's mean lies {pure:.3f} from mid grey from pure noise, {finite:.3f} from {finite_name} (mean over "
-        f"{len(values)} prompts, {config.seeds} seeds each; 0 = pulled to grey).",
-        {"prompts": values, "pure": pure, "finite": finite},
+        f"The bright canvas is {pure.value:.3f} brighter than the dark one ({pure.low:.3f} to {pure.high:.3f}) from "
+        f"pure noise, {finite.value:.3f} ({finite.low:.3f} to {finite.high:.3f}) from {finite_name}; 0 = both the same "
+        f"grey, {config.seeds} seeds.",
+        {"prompts": values, "pure": vars(pure), "finite": vars(finite)},
         labelled_grid(rows, labels, [f"seed {seed}" for seed in range(config.seeds)], least_side=128),
     )
 
@@ -239,11 +241,11 @@ def intermediate_predictions(model: SDXLModel, config: FigureConfig, *, shown: i
     return Figure(
         "4",
         "Intermediate predictions by sigma",
-        "With the terminal step the first prediction has the picture's mean already; without it, it is that of the "
-        "noise, and stays (report §2.2, figure 4).",
+        "With the terminal step the first prediction has the picture's mean already; without it, an SDXL takes the "
+        "noise's for the picture's, and keeps it (report §2.2, figure 4).",
         f"“{config.black_prompt}”: the first prediction has brightness {first:.3f} at pure noise, {without:.3f} where "
         f"sampling starts at σ = {float(sigmas[skipped]):.2f}; at the end {curves[0][-1][1]:.3f} and "
-        f"{curves[1][-1][1]:.3f}.",
+        f"{curves[1][-1][1]:.3f}." + ("" if without > first + 0.05 else " This model asks the prompt there, too."),
         {"with_terminal_step": curves[0], "without": curves[1], "prompt": config.black_prompt},
         labelled_grid(rows, ["with the terminal step", "without it"], labels, least_side=128),
         {"curves": curves},

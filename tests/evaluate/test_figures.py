@@ -57,7 +57,7 @@ def test_of_the_report_s_own_buckets_less_is_cut_than_of_a_square() -> None:
 
 def test_the_command_draws_every_figure(tiny_folder: Path, tiny_latents: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures"
-    flags = ["--config.seeds", "2", "--config.steps", "6", "--config.opposing-prompts", "black, white"]
+    flags = ["--config.seeds", "2", "--config.steps", "6", "--config.opposing-prompts", "white", "black"]
     assert (
         main(["figures", "--model", str(tiny_folder), "--latents", str(tiny_latents), "--out", str(out), *flags]) == 0
     )
@@ -77,6 +77,12 @@ def test_the_command_draws_every_figure(tiny_folder: Path, tiny_latents: Path, t
     assert [sigma for sigma, _ in ours["without"]] == [sigma for sigma in grid if sigma <= 56.18 * 16 / 128]
     assert facts["figures"]["2"]["values"]["finite_sigma"] == pytest.approx(14.6146 / 8)
     assert ours["with_terminal_step"][0][0] == 20000
+    opposing = facts["figures"]["3"]["values"]
+    bright, dark = opposing["prompts"]
+    assert (bright["prompt"], dark["prompt"]) == ("white", "black")
+    for start in ("pure", "finite"):  # signed: a bright canvas where a dark one was asked for is no success
+        gap = bright[start]["value"] - dark[start]["value"]
+        assert opposing[start]["value"] == pytest.approx(gap, abs=1e-6) and opposing[start]["count"] == 2
 
 
 def test_what_cannot_be_drawn_is_said(
