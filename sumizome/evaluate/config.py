@@ -52,7 +52,7 @@ class FigureConfig:
     """Of figures 2 and 4, as the data's captions say it."""
     opposing_prompts: tuple[str, str] = (
         "1girl, solo, black hair, white background, simple background",
-        "1girl, solo, white hair, black background, simple background",
+        "1girl, solo, white hair, night, night sky",
     )
     """Of figure 3: large areas of opposing brightness; the canvas that should be the brighter one first."""
     large_prompt: str = "1girl, solo, long hair, blue hair, full body"
