@@ -267,7 +267,10 @@ def _validation(candidate: Candidate, reference: Reference, config: EvaluateConf
         as_velocity = {"epsilon": alpha, "sample": 1 - alpha, "v_prediction": 1.0}[model.prediction_type]
         values = torch.cat(losses).double().cpu().numpy() / as_velocity
         facts.append({"timestep": t, "loss": asdict(bootstrap(values))})
-    return {"pictures": count, "known_held_out": candidate.held_out is not None, "by_timestep": facts}
+    # Of other data the pictures of least hash are others: what a run held out of its own says nothing of these.
+    same_data = None if candidate.trained_on is None else candidate.trained_on == cache.fingerprint.digest
+    known = bool(same_data) and candidate.held_out is not None
+    return {"pictures": count, "same_data": same_data, "known_held_out": known, "by_timestep": facts}
 
 
 def _array(image: Image.Image) -> Images:

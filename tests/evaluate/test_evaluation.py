@@ -120,7 +120,31 @@ def test_a_run_that_held_nothing_out_is_not_taken_for_one_that_did(
     monkeypatch.setattr(candidates, "is_run_dir", lambda path: True)
     monkeypatch.setattr(candidates, "load_trained_model", lambda *args, **options: (tiny, 7))
     monkeypatch.setattr(candidates, "read_run_config", lambda path: config)
-    assert load_candidate(tmp_path).held_out == told
+    state = tmp_path / "checkpoints" / "step-00000007" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"facts": {"latents": "abc"}}))
+    found = load_candidate(tmp_path)
+    assert (found.held_out, found.trained_on) == (told, "abc")
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "held_out", "same", "known"),
+    [("these", 64, True, True), ("these", None, True, False), ("others", 64, False, False), (None, 64, None, False)],
+)
+def test_pictures_are_known_to_be_held_out_of_the_run_s_own_data_alone(
+    tiny: SDXLModel,
+    latents: Path,
+    trained_on: str | None,
+    held_out: int | None,
+    same: bool | None,
+    known: bool,
+) -> None:
+    """The pictures of least hash in another folder are others, which the run may have been trained on."""
+    reference = load_reference(open_latents(latents), tiny.vae, held_out=24, train_pictures=50)
+    digest = reference.cache.fingerprint.digest if trained_on == "these" else trained_on
+    candidate = Candidate("run", Path(), tiny, 7, held_out, digest)
+    facts = _validation(candidate, reference, EvaluateConfig(timesteps=()))
+    assert (facts["same_data"], facts["known_held_out"]) == (same, known)
 
 
 @pytest.mark.parametrize(
