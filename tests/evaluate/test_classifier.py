@@ -79,7 +79,12 @@ def test_shuffled_labels_teach_nothing_and_no_tag_is_kept() -> None:
     order: Sequence[int] = np.random.default_rng(3).permutation(600).tolist()
     learned = train_classifier(images, [tags[place] for place in order], PARTS, epochs=3)
     assert learned.skills == {}
-    assert tag_recall(learned, images[:10], tags[:10]) == {"recall": None, "chance": None, "by_tag": []}
+    assert tag_recall(learned, images[:10], tags[:10]) == {
+        "recall": None,
+        "chance": None,
+        "by_picture": [None] * 10,
+        "by_tag": [],
+    }
 
 
 def test_tags_are_chosen_on_the_second_part_and_told_of_the_third() -> None:

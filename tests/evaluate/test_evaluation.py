@@ -64,8 +64,13 @@ def test_the_command_compares_models_in_one_json_and_one_page(
     assert [row["colour"] for row in first["colours"]] == ["black", "white"]
     assert first["colours"][1]["wanted_brightness"] == pytest.approx(1)
     assert first["distance"]["frechet"]["value"] > first["distance"]["real_frechet"]
+    (beside,) = facts["beside_first"]
+    assert beside["name"] == "tiny (2)"
+    assert {"colour_error", "colour_error_black", "colour_error_white"} <= set(beside["differences"])
+    assert all(it["low"] == it["value"] == it["high"] == 0 for it in beside["differences"].values())
     page = out.read_text()
     parse(page)
+    assert "Beside the first model" in page and "not told apart" in page
     assert f"{first['colours'][0]['error']['value']:.3f}" in page and "not FID and KID of Inception" in page
     assert "colour error black" in capsys.readouterr().out
 
@@ -76,6 +81,7 @@ def test_colours_need_no_data(tiny_folder: Path, tmp_path: Path) -> None:
     assert main(["evaluate", "--model", str(tiny_folder), "--out", str(out), *flags]) == 0
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["data"] is None and facts["models"][0]["distance"] is None
+    assert facts["beside_first"] == [] and "Beside the first model" not in out.read_text()
 
 
 def test_the_parts_of_the_data_share_no_picture_and_hold_out_what_training_does(tiny: SDXLModel, latents: Path) -> None:
