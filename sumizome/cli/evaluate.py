@@ -75,6 +75,7 @@ def run(command: Command) -> None:
 def _measured(command: Command, told: "Told") -> "tuple[dict[str, Any], list[dict[str, list[Image.Image]]]]":
     """All numbers as the JSON has them, and each model's pictures."""
     from sumizome.evaluate.evaluation import data_facts, evaluate_model, prepare_data
+    from sumizome.evaluate.paired import beside_the_first
     from sumizome.settings import as_mapping
 
     candidates, config = _candidates(command), command.config
@@ -97,6 +98,7 @@ def _measured(command: Command, told: "Told") -> "tuple[dict[str, Any], list[dic
         "config": as_mapping(config),
         "data": data,
         "models": [model for model, _ in measured],
+        "beside_first": beside_the_first([model for model, _ in measured]),
     }
     return facts, [shown for _, shown in measured]
 

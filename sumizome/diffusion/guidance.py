@@ -5,6 +5,7 @@ to a factor that the formulas do not see (they are homogeneous), so nothing is d
 infinity. Row order of the doubled batch: conditional first.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,15 +38,23 @@ class GuidanceConfig:
     def __post_init__(self) -> None:
         sigmas, scales = self.scale_by_sigma[::2], self.scale_by_sigma[1::2]
         complete = len(sigmas) == len(scales) == len(set(sigmas))
-        if not complete or any(sigma <= 0 for sigma in sigmas) or any(scale < 0 for scale in scales):
+        # Comparisons that nan fails and that infinity does not pass either: it would reach every pixel as nan.
+        possible = all(0 < sigma < math.inf for sigma in sigmas) and all(0 <= scale < math.inf for scale in scales)
+        if not complete or not possible:
             raise ConfigError(
-                "scale_by_sigma must be pairs of different sigmas above 0 and scales of 0 or more, "
+                "scale_by_sigma must be pairs of different sigmas above 0 and scales of 0 or more, finite numbers all, "
                 f"found {' '.join(f'{value:g}' for value in self.scale_by_sigma)}"
             )
-        if self.guidance_scale < 0:
-            raise ConfigError(f"guidance_scale must be 0 or more (1 = off), found {self.guidance_scale}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ConfigError(
+                f"guidance_scale must be a finite number of 0 or more (1 = off), found {self.guidance_scale}"
+            )
         if not 0 <= self.guidance_rescale <= 1:
             raise ConfigError(f"guidance_rescale must lie in 0 … 1 (0 = off), found {self.guidance_rescale}")
+        if self.skip_above_sigma is not None and not math.isfinite(self.skip_above_sigma):
+            raise ConfigError(
+                f"skip_above_sigma must be a finite sigma, found {self.skip_above_sigma}; leave it out to skip nothing"
+            )
 
     def scale_at(self, sigma: float) -> float:
         """The scale that acts at `sigma`; 1 where guidance is skipped."""

@@ -8,6 +8,7 @@ import torch
 
 from sumizome.errors import ConfigError
 from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.train.checkpoint import checkpoint_facts
 from sumizome.train.run_dir import is_run_dir, load_trained_model, read_run_config
 
 __all__ = ["Candidate", "Weights", "load_candidate", "unique_names"]
@@ -26,6 +27,8 @@ class Candidate:
     """Of a run directory."""
     held_out: int | None = None
     """Pictures that its run kept out of training at most; None where the model does not tell, or none were."""
+    trained_on: str | None = None
+    """Fingerprint of the latents that it held them out of, its first stage's; None where the model does not tell."""
 
 
 def load_candidate(
@@ -41,7 +44,9 @@ def load_candidate(
     if is_run_dir(run_dir):
         model, step = load_trained_model(run_dir, weights, checkpoint=checkpoint, device=device, dtype=dtype)
         held_out = read_run_config(run_dir).validation.count or None
-        return Candidate(f"{run_dir.resolve().name}-step{step}", path, model, step, held_out)
+        facts = checkpoint_facts(checkpoint or run_dir / "checkpoints" / f"step-{step:08d}")
+        name = f"{run_dir.resolve().name}-step{step}"
+        return Candidate(name, path, model, step, held_out, facts.get("latents"))
     return Candidate(path.stem, path, load_model(path, device=device, dtype=dtype))
 
 

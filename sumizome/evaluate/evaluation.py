@@ -122,10 +122,10 @@ def data_facts(reference: Reference, classifier: TagClassifier, features: Featur
 def tag_recall(
     classifier: TagClassifier, images: Sequence[Images], tag_lists: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """Which of the asked tags are found: over pictures, by tag, and by chance.
+    """Which of the asked tags are found: over pictures, by picture, by tag, and by chance.
 
-    Chance: the same pictures held against the tags of the next one. A picture has no part if none of its tags can be
-    told.
+    Chance: the same pictures held against the tags of the next one. A picture has no part (None) if none of its
+    tags can be told.
     """
     found = classifier.found(images)
     asked = [[tag for tag in dict.fromkeys(tags) if tag in found] for tags in tag_lists]
@@ -142,17 +142,16 @@ def tag_recall(
                 }
             )
 
-    def over_pictures(shift: int) -> list[float]:
-        return [
-            float(np.mean([found[tag][place] for tag in asked[(place + shift) % len(asked)]]))
-            for place in range(len(images))
-            if asked[(place + shift) % len(asked)]
-        ]
+    def by_picture(shift: int) -> list[float | None]:
+        tags_of = [asked[(place + shift) % len(asked)] for place in range(len(images))]
+        return [float(np.mean([found[tag][n] for tag in tags])) if tags else None for n, tags in enumerate(tags_of)]
 
-    own, shifted = over_pictures(0), over_pictures(1)
+    each = by_picture(0)
+    own, shifted = ([share for share in shares if share is not None] for shares in (each, by_picture(1)))
     return {
         "recall": asdict(bootstrap(own)) if own else None,
         "chance": asdict(bootstrap(shifted)) if shifted else None,
+        "by_picture": each,
         "by_tag": sorted(by_tag, key=lambda row: -row["recall"]["count"]),
     }
 
@@ -173,6 +172,7 @@ def _colours(candidate: Candidate, config: EvaluateConfig) -> tuple[dict[str, An
                 "colour": colour,
                 "prompt": requests[0].prompt,
                 "error": asdict(bootstrap(errors[-1])),
+                "errors": errors[-1].tolist(),
                 "brightness": asdict(bootstrap(brightness(pixels))),
                 "wanted_brightness": float(brightness(np.array(COLOURS[colour], np.uint8).reshape(1, 1, 1, 3))[0]),
             }
@@ -267,7 +267,10 @@ def _validation(candidate: Candidate, reference: Reference, config: EvaluateConf
         as_velocity = {"epsilon": alpha, "sample": 1 - alpha, "v_prediction": 1.0}[model.prediction_type]
         values = torch.cat(losses).double().cpu().numpy() / as_velocity
         facts.append({"timestep": t, "loss": asdict(bootstrap(values))})
-    return {"pictures": count, "known_held_out": candidate.held_out is not None, "by_timestep": facts}
+    # Of other data the pictures of least hash are others: what a run held out of its own says nothing of these.
+    same_data = None if candidate.trained_on is None else candidate.trained_on == cache.fingerprint.digest
+    known = bool(same_data) and candidate.held_out is not None
+    return {"pictures": count, "same_data": same_data, "known_held_out": known, "by_timestep": facts}
 
 
 def _array(image: Image.Image) -> Images:

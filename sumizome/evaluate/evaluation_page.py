@@ -8,6 +8,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from sumizome.evaluate.labelled import labelled_grid
+from sumizome.evaluate.paired import difference_in_words
 from sumizome.evaluate.plots import Series, line_chart
 from sumizome.evaluate.scores import COLOURS, Interval
 from sumizome.report.charts import Chart
@@ -50,6 +51,7 @@ def evaluation_page(facts: Mapping[str, Any], shown: Sequence[Mapping[str, list[
             "names": names,
             "models": models,
             "data": facts["data"],
+            "beside": _beside_rows(facts["beside_first"]),
             "colours": colours,
             "sheets": [_colour_sheet(pictures) for pictures in shown],
             "captions": [_caption_sheet(pictures) for pictures in shown],
@@ -59,6 +61,26 @@ def evaluation_page(facts: Mapping[str, Any], shown: Sequence[Mapping[str, list[
             "guidance": _guidance_rows(models),
         },
     )
+
+
+def _beside_rows(beside: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By measure: for each model after the first, in words and with the interval; None where one was not measured."""
+    names = {
+        "colour_error": "mean colour error",
+        "colour_error_black": "colour error of black",
+        "colour_error_white": "colour error of white",
+        "recall": "recall of tags",
+    }
+    rows = []
+    for what, name in names.items():
+        found = [model["differences"].get(what) for model in beside]
+        # A recall is a share: points are of a hundred.
+        shown = (0.01, 1, " points") if what == "recall" else (1.0, 3, "")
+        if any(found):
+            of = [it and difference_in_words(as_interval(it), *shown) for it in found]
+            count = next(it["count"] for it in found if it)
+            rows.append({"name": name, "over": f"{count} {'captions' if what == 'recall' else 'seeds'}", "of": of})
+    return rows
 
 
 def _colour_sheet(pictures: Mapping[str, list[Image.Image]]) -> Markup:

@@ -6,7 +6,7 @@ it; one that was never opened is text. Also Forge's and reForge's.
 
 import re
 
-from sumizome.prompts.parts import Part, Prompt, joined
+from sumizome.prompts.parts import Part, Prompt, finite_weight, joined
 
 __all__ = ["parse"]
 
@@ -38,7 +38,10 @@ def parse(text: str) -> Prompt:
         elif bracket in opened:
             opened[bracket].append(len(parts))
         elif token["weight"] and opened["("]:
-            weigh(opened["("].pop(), float(token["weight"]))
+            own = finite_weight(token["weight"])
+            if own is None:  # text and a bracket that closes, as around any other word
+                parts.append(Part(token[0][:-1], 1.0))
+            weigh(opened["("].pop(), _ROUND if own is None else own)
         elif bracket == ")" and opened["("]:
             weigh(opened["("].pop(), _ROUND)
         elif bracket == "]" and opened["["]:

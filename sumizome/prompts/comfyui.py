@@ -4,9 +4,7 @@ r"""ComfyUI's weights: (x) multiplies by 1.1, (x:1.3) sets 1.3 whatever is aroun
 pair.
 """
 
-import contextlib
-
-from sumizome.prompts.parts import Part, joined
+from sumizome.prompts.parts import Part, finite_weight, joined
 
 __all__ = ["parse"]
 
@@ -41,9 +39,8 @@ def _weighted(text: str, weight: float, depth: int = 0) -> list[Part]:
             continue
         inside, inner = piece[1:-1], weight * _STEP
         head, colon, number = inside.rpartition(":")
-        if colon and head:
-            with contextlib.suppress(ValueError):
-                inside, inner = head, float(number)
+        if colon and head and (own := finite_weight(number)) is not None:
+            inside, inner = head, own
         parts += _weighted(inside, inner, depth + 1)
     return parts
 

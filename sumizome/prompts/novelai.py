@@ -6,7 +6,7 @@ are text. A bracket that is never closed weighs all that follows it; one that wa
 
 import re
 
-from sumizome.prompts.parts import Part, joined
+from sumizome.prompts.parts import Part, finite_weight, joined
 
 __all__ = ["parse"]
 
@@ -23,8 +23,9 @@ def parse(text: str) -> tuple[Part, ...]:
     emphasis = 1.0
     for token in _TOKEN.finditer(text):
         bracket = token["bracket"]
-        if token["number"]:
-            emphasis = float(token["number"][:-2])
+        own = finite_weight(token["number"][:-2]) if token["number"] else None
+        if own is not None:
+            emphasis = own
         elif token["end"] and emphasis != 1.0:
             emphasis = 1.0
         elif bracket in _CLOSERS.values():

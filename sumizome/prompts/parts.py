@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeAlias
 
-__all__ = ["Part", "Prompt", "joined"]
+__all__ = ["Part", "Prompt", "finite_weight", "joined"]
+
+_LARGEST = (2 - 2**-23) * 2.0**127
+"""Of float32, in which embeddings are weighted."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,18 @@ class Part:
 
 Prompt: TypeAlias = tuple[tuple[Part, ...], ...]
 """Groups of parts; each group begins a new chunk of the text encoders."""
+
+
+def finite_weight(number: str) -> float | None:
+    """The weight that `number` is; None where it is none, so text: no number, nan, or more than embeddings can bear.
+
+    nan and infinity would be in every pixel of the picture.
+    """
+    try:
+        weight = float(number)
+    except ValueError:
+        return None
+    return weight if abs(weight) <= _LARGEST else None
 
 
 def joined(parts: Iterable[Part]) -> tuple[Part, ...]:

@@ -33,6 +33,7 @@ __all__ = [
     "PARTS",
     "Checkpoint",
     "SavedCheckpoint",
+    "checkpoint_facts",
     "latest_checkpoint",
     "list_checkpoints",
     "open_checkpoint",
@@ -324,6 +325,19 @@ def open_checkpoint(path: Path, parts: Sequence[str] = PARTS, ranks: Ranks = _AL
     if state.get("format") not in (1, FORMAT_VERSION):
         raise CheckpointError(f"{path}: format {state.get('format')}, this version reads 1 and {FORMAT_VERSION}")
     return SavedCheckpoint(path, int(state["step"]), state["facts"], int(state["format"]))
+
+
+def checkpoint_facts(path: Path) -> Mapping[str, Any]:
+    """What the checkpoint remembers of model and data, unverified: for one whose weights were loaded.
+
+    Raises: CheckpointError where it cannot be read.
+    """
+    state = path / "state.json"
+    try:
+        facts: dict[str, Any] = json.loads(state.read_text(encoding="utf-8"))["facts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{state} cannot be read ({error}); try again when a checkpoint is written") from error
+    return facts
 
 
 def verify_checkpoint(path: Path, parts: Sequence[str] = PARTS, ranks: Ranks = _ALONE) -> None:

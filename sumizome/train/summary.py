@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sumizome.data.latent_plan import CachePlan, load_plan
-from sumizome.errors import CheckpointError, ShardError
+from sumizome.errors import ShardError
 from sumizome.settings import as_mapping
+from sumizome.train.checkpoint import checkpoint_facts
 from sumizome.train.config import TrainConfig
 from sumizome.train.metrics import read_metrics
 from sumizome.train.run_dir import read_run_config
@@ -40,21 +41,12 @@ def training_summary(run_dir: Path, step: int, weights: str) -> TrainingSummary:
     """
     config = read_run_config(run_dir)
     records = [record for record in read_metrics(run_dir / "metrics.jsonl") if record["step"] <= step]
-    facts = _facts(run_dir / "checkpoints" / f"step-{step:08d}" / "state.json")
+    facts = checkpoint_facts(run_dir / "checkpoints" / f"step-{step:08d}")
     stage = span_at(config.spans(), step - 1)
     plan = _latents_plan(stage, facts)
     ours = _ours(config, records, facts, plan, step, weights)
     metadata = {**_kohya(config, stage, ours, plan, run_dir), TRAINING_KEY: json.dumps(ours)}
     return TrainingSummary(metadata, _squarest(plan) if plan else None)
-
-
-def _facts(state: Path) -> Mapping[str, Any]:
-    """What the checkpoint remembers of model and data. Its digest was verified when its weights were loaded."""
-    try:
-        facts: dict[str, Any] = json.loads(state.read_text(encoding="utf-8"))["facts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{state} cannot be read ({error}); export again when a checkpoint is written") from error
-    return facts
 
 
 def _squarest(plan: CachePlan) -> tuple[int, int]:

@@ -116,7 +116,14 @@ def test_guidance_is_finite_at_infinity(schedule: NoiseSchedule) -> None:
     assert guided(_noise(12), math.inf).isfinite().all()
 
 
-@pytest.mark.parametrize("settings", [{"guidance_scale": -1.0}, {"guidance_rescale": 1.5}, {"guidance_rescale": -0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"guidance_scale": value} for value in (-1.0, math.nan, math.inf)),
+        *({"guidance_rescale": value} for value in (1.5, -0.1, math.nan, math.inf)),
+        *({"skip_above_sigma": value} for value in (math.nan, math.inf, -math.inf)),
+    ],
+)
 def test_impossible_settings_are_named(settings: dict[str, float]) -> None:
     (name, value), *_ = settings.items()
     with pytest.raises(ConfigError, match=f"{name}.*{value}"):
@@ -134,7 +141,12 @@ def test_scale_follows_sigma(schedule: NoiseSchedule) -> None:
     assert network.rows == [6, 6, 3]
 
 
-@pytest.mark.parametrize("pairs", [(20.0,), (20.0, 5.0, 20.0, 3.0), (-1.0, 5.0), (5.0, -1.0)])
+@pytest.mark.parametrize(
+    "pairs",
+    [(20.0,), (20.0, 5.0, 20.0, 3.0), (-1.0, 5.0), (5.0, -1.0)]
+    + [(bad, 5.0) for bad in (math.nan, math.inf)]
+    + [(5.0, bad) for bad in (math.nan, math.inf)],
+)
 def test_impossible_scales_by_sigma_are_named(pairs: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="scale_by_sigma must be pairs"):
         GuidanceConfig(scale_by_sigma=pairs)

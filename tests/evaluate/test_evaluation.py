@@ -64,8 +64,13 @@ def test_the_command_compares_models_in_one_json_and_one_page(
     assert [row["colour"] for row in first["colours"]] == ["black", "white"]
     assert first["colours"][1]["wanted_brightness"] == pytest.approx(1)
     assert first["distance"]["frechet"]["value"] > first["distance"]["real_frechet"]
+    (beside,) = facts["beside_first"]
+    assert beside["name"] == "tiny (2)"
+    assert {"colour_error", "colour_error_black", "colour_error_white"} <= set(beside["differences"])
+    assert all(it["low"] == it["value"] == it["high"] == 0 for it in beside["differences"].values())
     page = out.read_text()
     parse(page)
+    assert "Beside the first model" in page and "not told apart" in page
     assert f"{first['colours'][0]['error']['value']:.3f}" in page and "not FID and KID of Inception" in page
     assert "colour error black" in capsys.readouterr().out
 
@@ -76,6 +81,7 @@ def test_colours_need_no_data(tiny_folder: Path, tmp_path: Path) -> None:
     assert main(["evaluate", "--model", str(tiny_folder), "--out", str(out), *flags]) == 0
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["data"] is None and facts["models"][0]["distance"] is None
+    assert facts["beside_first"] == [] and "Beside the first model" not in out.read_text()
 
 
 def test_the_parts_of_the_data_share_no_picture_and_hold_out_what_training_does(tiny: SDXLModel, latents: Path) -> None:
@@ -120,7 +126,31 @@ def test_a_run_that_held_nothing_out_is_not_taken_for_one_that_did(
     monkeypatch.setattr(candidates, "is_run_dir", lambda path: True)
     monkeypatch.setattr(candidates, "load_trained_model", lambda *args, **options: (tiny, 7))
     monkeypatch.setattr(candidates, "read_run_config", lambda path: config)
-    assert load_candidate(tmp_path).held_out == told
+    state = tmp_path / "checkpoints" / "step-00000007" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"facts": {"latents": "abc"}}))
+    found = load_candidate(tmp_path)
+    assert (found.held_out, found.trained_on) == (told, "abc")
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "held_out", "same", "known"),
+    [("these", 64, True, True), ("these", None, True, False), ("others", 64, False, False), (None, 64, None, False)],
+)
+def test_pictures_are_known_to_be_held_out_of_the_run_s_own_data_alone(
+    tiny: SDXLModel,
+    latents: Path,
+    trained_on: str | None,
+    held_out: int | None,
+    same: bool | None,
+    known: bool,
+) -> None:
+    """The pictures of least hash in another folder are others, which the run may have been trained on."""
+    reference = load_reference(open_latents(latents), tiny.vae, held_out=24, train_pictures=50)
+    digest = reference.cache.fingerprint.digest if trained_on == "these" else trained_on
+    candidate = Candidate("run", Path(), tiny, 7, held_out, digest)
+    facts = _validation(candidate, reference, EvaluateConfig(timesteps=()))
+    assert (facts["same_data"], facts["known_held_out"]) == (same, known)
 
 
 @pytest.mark.parametrize(

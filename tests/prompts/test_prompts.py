@@ -131,6 +131,19 @@ def test_no_prompt_is_an_error_and_no_letter_is_lost(text: str, syntax: PromptSy
         assert [letter for letter in shown if letter in "ab"] == [letter for letter in step if letter in "ab"]
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "infinity", "1e400", "1e39", "9" * 400, "9" * 60])
+@pytest.mark.parametrize("syntax", ["a1111", "comfyui"])
+def test_a_weight_that_is_no_finite_number_is_text(number: str, syntax: PromptSyntax) -> None:
+    """Embeddings are weighted in float32: more than it holds would be infinity there, and the picture nan."""
+    assert _parts(f"a (x:{number}) b", syntax) == [[("a ", 1), (f"x:{number}", 1.1), (" b", 1)]]
+
+
+def test_novelai_takes_a_number_of_too_many_digits_for_text() -> None:
+    long = "9" * 400
+    assert _parts(f"a {long}::x", "novelai") == [[(f"a {long}::x", 1)]]
+    assert _parts("a inf::x", "novelai") == [[("a inf::x", 1)]]
+
+
 @pytest.mark.parametrize("syntax", ["plain", "a1111", "comfyui", "novelai"])
 @pytest.mark.parametrize("brackets", ["()", "[]", "{}"])
 def test_brackets_may_stand_as_deep_as_one_likes(brackets: str, syntax: PromptSyntax) -> None:
