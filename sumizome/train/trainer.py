@@ -93,6 +93,8 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
     """None: FLOP are not counted."""
     steps_done: int = 0
     asked: Asked = field(default_factory=Asked)
+    complaints: list[str] = field(default_factory=list)
+    """What could not be written after the last step's report, for the user."""
 
     def __post_init__(self) -> None:
         self.device = self.ranks.device
@@ -281,7 +283,8 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         if _due(step, config.log_every, self._stage.last):
             notes += self._log(metrics)
         due = [observer for observer in self.observers if _due(step, observer.every, config.steps)]
-        return tuple(notes + self._look(metrics, due))
+        notes += self._look(metrics, due)
+        return tuple(notes + metrics.take_complaints())
 
     def _look(self, metrics: Any, observers: Sequence[Observer]) -> list[str]:
         notes = []
@@ -307,7 +310,9 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         return notes
 
     def _log(self, metrics: Any) -> list[str]:
-        paces = self.ranks.gather(self._pace.mean())
+        lost = self._sample_log.take_complaints() if self._sample_log is not None else []
+        gathered = self.ranks.gather((self._pace.mean(), lost))
+        paces = [pace for pace, _ in gathered]
         step_seconds = paces[0].step
         record = self._window.summary(self.ranks)
         if self.efficiency is not None:
@@ -326,6 +331,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             self.efficiency.forget()
         self._pace.forget()
         notes = [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
+        notes += sorted({complaint for _, of_rank in gathered for complaint in of_rank})
         return notes + _in_short(self.loader.take_faults())
 
     def state(self) -> Checkpoint:
@@ -352,10 +358,9 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             if config.log_samples:
                 self._sample_log = SampleLog(config.run_dir, self.ranks, self.steps_done)
                 stack.callback(self._sample_log.close)
-            if self.ranks.is_first:
-                yield stack.enter_context(_build_metrics(config, self.steps_done))
-            else:
-                yield NoMetrics()
+            metrics = _build_metrics(config, self.steps_done) if self.ranks.is_first else NoMetrics()
+            stack.callback(lambda: self.complaints.extend(metrics.take_complaints()))  # what closing met, too
+            yield stack.enter_context(metrics)
 
 
 _SHOWN = 5

@@ -381,13 +381,34 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_training(config: Train
 
 def test_what_fails_after_a_step_costs_no_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise RuntimeError("a bug")
 
     monkeypatch.setattr("sumizome.train.observers.write_preview", broken)
     config = replace(config, checkpoint=CheckpointConfig(every=1), preview=PreviewConfig(every=1, canvas=(32, 32)))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RuntimeError, match="a bug"):
         train(config)
     assert int(state(config)["step"]) == 1
+
+
+def test_pictures_and_tables_that_find_no_room_are_told_and_the_run_goes_on(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    monkeypatch.setattr("sumizome.train.uptraining.write_atomically", full)
+    config = replace(
+        config,
+        preview=PreviewConfig(every=1, canvas=(32, 32), sampling_steps=1, prompts=("a",)),
+        validation=replace(config.validation, every=1),
+    )
+    reports = train(config)
+    assert [report.steps_done for report in reports] == [1, 2, 3, 4]
+    told = [note for report in reports for note in report.notes if "cannot be written" in note]
+    assert [note.split(" cannot")[0] for note in told] == ["loss_by_timestep.txt", "the preview"]  # once each
+    assert "No space left on device" in told[0] and "No space left on device" in told[1]
+    assert list((config.run_dir / "previews").iterdir()) == []
 
 
 def test_a_stop_is_saved_before_anything_is_looked_at(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
