@@ -107,6 +107,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             self._clipped.setdefault(_network_apart(name, self.task.clipped_apart), []).append(parameter)
         self._pace = Pace(self.device)
         self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
+        self.saver.while_waiting = lambda: self._watchdog.at(self.steps_done, "waiting for the checkpoint")
         self._sample_log: SampleLog | None = None
         self._agreed = Asked()
         self._save_failed = False
@@ -144,6 +145,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         self._pace.data_is_there()
         self._enter_stage(metrics)
         loss = self._train_step(batches)
+        self._watchdog.step_is_done()
         seconds = self._pace.end()
         notes = self._after_step(metrics)
         epoch = max(max(batch.epochs) for batch in batches)
@@ -239,7 +241,8 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         if bad:
             self._refuse(losses, batches)
         self._agreed, self._save_failed = Asked(stop=stop > 0, save=save > 0), failed > 0
-        self.asked.save = self.asked.save and not mine[2]
+        if mine[2]:  # else a signal that came since it was read would be lost
+            self.asked.save = False
         return loss_of_all / self.ranks.world
 
     def _refuse(self, losses: list[StepLoss], batches: list[Batch]) -> None:
@@ -258,7 +261,9 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         where = [str(rank) for rank, (bad, _) in enumerate(gathered) if bad]
         on_rank = f" (rank {', '.join(where)})" if self.ranks.world > 1 and where else ""
         self.optimizer.zero_grad(set_to_none=True)
-        state = "The weights of the step before are saved."
+        state = (
+            "The weights of the step before are saved." if self.steps_done else "No step was done, nothing is saved."
+        )
         if self._moves_in_backward:
             state = (
                 "With optim.fused_backward other weights have moved already, so the last checkpoint is what there is."
@@ -277,7 +282,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         """Whatever is due after a step; returns what was done, in words."""
         step, config = self.steps_done, self.config
         self._watchdog.at(step, "saving")
-        # First of all: whatever fails below must not cost the steps since the last checkpoint.
+        # First of all: a checkpoint that is due must neither wait for what follows nor be lost to its failure.
         notes = self._save_if_due()
         # A record never holds steps of two stages.
         if _due(step, config.log_every, self._stage.last):
