@@ -67,7 +67,8 @@ def _train(
             for report in reports:
                 show(report)
     finally:
-        for complaint in trainer.saver.complaints:  # of the last save, which ends after the last step's report
+        # Of the last save, and of closing the logs: both end after the last step's report.
+        for complaint in [*trainer.saver.complaints, *trainer.complaints]:
             say(f"sumizome: warning: {complaint}")
     if trainer.steps_done < steps:
         say(f"stopped after step {trainer.steps_done}, saved; the same command goes on from there")

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -30,19 +30,21 @@ class Sign:
     alive: int
     """Grows while the process runs."""
     step: int = 0
-    """The step that it is at, from 1; 0 before the first one is done."""
+    """The step that it is at, from 1; 0 before any."""
     place: int = 0
     """How far into the step."""
     doing: str = "starting"
     host: str = ""
+    is_first: bool = False
+    """Whether its process has not finished a step yet, wherever in the run it began: that may compile for long."""
 
     def encode(self) -> str:
-        return f"{self.alive}|{self.step}|{self.place}|{self.doing}|{self.host}"
+        return f"{self.alive}|{self.step}|{self.place}|{int(self.is_first)}|{self.doing}|{self.host}"
 
     @staticmethod
     def decode(text: str) -> "Sign":
-        alive, step, place, doing, host = text.split("|", 4)
-        return Sign(int(alive), int(step), int(place), doing, host)
+        alive, step, place, is_first, doing, host = text.split("|", 5)
+        return Sign(int(alive), int(step), int(place), doing, host, bool(int(is_first)))
 
 
 def read_signs(store: Any, before: Sequence[Sign]) -> list[Sign]:
@@ -63,7 +65,7 @@ def verdict(signs: Sequence[Sign], silent_for: Sequence[float], stuck_for: Seque
         return "; ".join(
             f"{_named(rank, signs[rank])} has given no sign of life for {timeout:.0f} s" for rank in silent
         )
-    if min(stuck_for) <= timeout or min(sign.step for sign in signs) == 0:  # the first step may compile for long
+    if min(stuck_for) <= timeout or any(sign.step == 0 or sign.is_first for sign in signs):
         return ""
     places = [(sign.step, sign.place) for sign in signs]
     behind = [rank for rank, place in enumerate(places) if place == min(places)]
@@ -78,11 +80,15 @@ def _named(rank: int, sign: Sign) -> str:
 
 @dataclass
 class Watchdog:
-    """Watches within its context; the training thread calls `at` as it goes. Does nothing for a single rank."""
+    """Watches within its context; the training thread calls `at` as it goes. Does nothing for a single rank.
+
+    A first step that never ends is not seen here: the timeout of its collectives ends it.
+    """
 
     ranks: Ranks
     timeout: float
-    _sign: Sign = field(default_factory=lambda: Sign(0, host=os.uname().nodename.replace("|", "")))
+    sign: Sign = field(default_factory=lambda: Sign(0, host=os.uname().nodename.replace("|", ""), is_first=True))
+    """Where the training thread is. Only that thread sets it, so that no place is lost to a write of the other."""
     _hosts: Sequence[str] = ()
     """Of all ranks."""
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -90,14 +96,19 @@ class Watchdog:
 
     def at(self, step: int, doing: str) -> None:
         """The training thread stands at this step (from 1) and does this: a few hundred nanoseconds."""
-        now = self._sign
+        now = self.sign
         place = now.place + 1 if step == now.step else 0
-        self._sign = Sign(now.alive, step, place, doing, now.host)
+        self.sign = Sign(0, step, place, doing, now.host, now.is_first)
+
+    def step_is_done(self) -> None:
+        """The first step of this process is over, and with it whatever was compiled."""
+        if self.sign.is_first:
+            self.sign = replace(self.sign, is_first=False)
 
     def __enter__(self) -> "Watchdog":
         if self.ranks.world > 1:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self._hosts = self.ranks.gather(self._sign.host)  # the clock starts when all are there
+            self._hosts = self.ranks.gather(self.sign.host)  # the clock starts when all are there
             self._thread.start()
         return self
 
@@ -121,13 +132,15 @@ class Watchdog:
         return PrefixStore(f"sumizome/signs/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def _watch_store(self, store: Any) -> None:
-        seen = [Sign(0, host=host) for host in self._hosts]  # a rank may be stopped before its first sign
+        seen = [
+            Sign(0, host=host, is_first=True) for host in self._hosts
+        ]  # a rank may be stopped before its first sign
         alive_at = [time.monotonic()] * self.ranks.world
         moved_at = list(alive_at)
+        alive = 0
         while not self._ended.wait(min(5.0, self.timeout / 4)):
-            mine = self._sign
-            self._sign = Sign(mine.alive + 1, mine.step, mine.place, mine.doing, mine.host)
-            store.set(str(self.ranks.rank), self._sign.encode())
+            alive += 1
+            store.set(str(self.ranks.rank), replace(self.sign, alive=alive).encode())
             now = time.monotonic()
             for rank, (before, sign) in enumerate(zip(seen, read_signs(store, seen), strict=True)):
                 if sign.alive != before.alive:

@@ -16,7 +16,7 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,9 @@ class SavedCheckpoint:
             yield HuggingFaceStorageReader(folder)
 
 
-def write_checkpoint(directory: Path, checkpoint: Checkpoint, ranks: Ranks = _ALONE) -> Path:
+def write_checkpoint(
+    directory: Path, checkpoint: Checkpoint, ranks: Ranks = _ALONE, file_is_done: Callable[[], None] = lambda: None
+) -> Path:
     """Commits the checkpoint below `directory` and returns its path: on each rank, or on none.
 
     Collective over `ranks.saving`. A plain tensor is written by whichever rank brings it; none may come from two.
@@ -141,7 +143,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, ranks: Ranks = _AL
     # Every rank takes part in every word to the others, whatever happened to it: none may wait for one that gave up.
     problem = _agreed(ranks, problem)
     if problem is None:
-        problem, digests = _write_parts(unfinished, checkpoint, ranks)
+        problem, digests = _write_parts(unfinished, checkpoint, ranks, file_is_done)
     gathered = ranks.gather((problem, digests), ranks.saving)
     problem = next((found for found, _ in gathered if found), None)
     if problem is None and ranks.is_first:
@@ -162,7 +164,9 @@ def _agreed(ranks: Ranks, problem: str | None) -> str | None:
     return next((found for found in ranks.gather(problem, ranks.saving) if found), None)
 
 
-def _write_parts(unfinished: Path, checkpoint: Checkpoint, ranks: Ranks) -> tuple[str | None, dict[str, str]]:
+def _write_parts(
+    unfinished: Path, checkpoint: Checkpoint, ranks: Ranks, file_is_done: Callable[[], None]
+) -> tuple[str | None, dict[str, str]]:
     """Writes this rank's files; returns what went wrong, and the digest of each file by its name in the checkpoint."""
     from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -182,6 +186,7 @@ def _write_parts(unfinished: Path, checkpoint: Checkpoint, ranks: Ranks) -> tupl
         for path in mine:
             digests[str(path.relative_to(unfinished))] = sha256_of(path)
             flush_to_disk(path)
+            file_is_done()
     except CheckpointException as error:  # the errors of all ranks, on each of them
         first = next(iter(error.failures.values()))[0]
         return getattr(first, "strerror", None) or str(first), {}
@@ -340,14 +345,16 @@ def checkpoint_facts(path: Path) -> Mapping[str, Any]:
     return facts
 
 
-def verify_checkpoint(path: Path, parts: Sequence[str] = PARTS, ranks: Ranks = _ALONE) -> None:
+def verify_checkpoint(
+    path: Path, parts: Sequence[str] = PARTS, ranks: Ranks = _ALONE, file_is_done: Callable[[], None] = lambda: None
+) -> None:
     """Compares the files with the manifest. safetensors alone loads a flipped bit in silence.
 
     Raises: CheckpointError naming the file that is missing or differs, the same on every rank.
     """
     problems: list[str] = []
     try:
-        _verify(path, parts, ranks)
+        _verify(path, parts, ranks, file_is_done)
     except CheckpointError as error:
         problems.append(str(error))
     found = [problem for of_rank in ranks.gather(problems) for problem in of_rank]
@@ -355,7 +362,7 @@ def verify_checkpoint(path: Path, parts: Sequence[str] = PARTS, ranks: Ranks = _
         raise CheckpointError(found[0])
 
 
-def _verify(path: Path, parts: Sequence[str], ranks: Ranks) -> None:
+def _verify(path: Path, parts: Sequence[str], ranks: Ranks, file_is_done: Callable[[], None]) -> None:
     expected = _manifest(path)
     wanted = [name for name in expected if name == "state.json" or Path(name).parts[0].split(".")[0] in parts]
     for name in wanted:
@@ -372,6 +379,7 @@ def _verify(path: Path, parts: Sequence[str], ranks: Ranks) -> None:
             raise CheckpointError(f"{path / name}: cannot be read ({error.strerror})") from error
         if digest != expected[name]:
             raise CheckpointError(f"{path / name}: its SHA-256 is not the one in manifest.json; the file is damaged")
+        file_is_done()
 
 
 def _manifest(path: Path) -> dict[str, str]:

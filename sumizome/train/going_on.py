@@ -65,7 +65,7 @@ def go_on(
     if saved is not None:
         restore(saved, trainer.parameters, trainer.optimizer, trainer.ema)
         trainer.steps_done = trainer.saver.saved_step = saved.step
-    return complaints
+    return complaints + _warmup_complaint(config, trainer.steps_done)
 
 
 def _lr_complaint(config: RunSettings, step: int) -> list[str]:
@@ -75,7 +75,28 @@ def _lr_complaint(config: RunSettings, step: int) -> list[str]:
     before, now = (span_at(each.spans(), step) for each in (recorded_settings(config), config))
     if config.optim.lr_schedule == "constant" or before.number != now.number or before.last == now.last:
         return []
+    shape = f"the {config.optim.lr_schedule} learning rate"
+    if len(config.spans()) > 1:
+        return [
+            f"the end of stage '{now.name}' was step {before.last} and is now step {now.last}: from here on {shape} is "
+            f"that of a stage that ends there, so this is not the run that it would have been with that end from the "
+            "start"
+        ]
     return [
-        f"steps was {before.last} and is now {now.last}: from here on the {config.optim.lr_schedule} learning rate is "
-        f"that of {now.last} steps, so this is not the run that {now.last} steps from the start would have been"
+        f"steps was {before.last} and is now {now.last}: from here on {shape} is that of {now.last} steps, so this is "
+        f"not the run that {now.last} steps from the start would have been"
     ]
+
+
+def _warmup_complaint(config: RunSettings, steps_done: int) -> list[str]:
+    """A word on a warm-up that outlasts the run or one of its stages: their rate never comes to its peak."""
+    warmup, spans = config.optim.warmup_steps, config.spans()
+    for span in spans:
+        length = span.last - span.first
+        if warmup > length and span.last > steps_done:
+            whose = f"stage '{span.name}'" if len(spans) > 1 else "the run"
+            return [
+                f"optim.warmup_steps is {warmup}, but {whose} has {length} steps, so that its learning rate reaches "
+                f"only {length / warmup:.0%} of its peak; set optim.warmup_steps to less than {length}"
+            ]
+    return []

@@ -1,24 +1,82 @@
 """What a run tells: one JSON object a line in `metrics.jsonl`, the same numbers in TensorBoard; and its sample log.
 
-After a resume the files hold each step once: lines beyond the checkpoint are cut before new ones are written.
+After a resume the files hold each step once: lines beyond the checkpoint are cut before new ones are written. The
+invariant: what cannot be written (a full disk) is told and lost, whole; it never ends a run, since one rank that raised
+here would leave the others waiting.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from sumizome.distributed.runtime import Ranks
+from sumizome.errors import SumizomeError
 from sumizome.train.task import Batch, Place, StepLoss
 from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Metrics", "NoMetrics", "SampleLog", "Window", "read_metrics"]
 
 _DECILES = 10
+
+_T = TypeVar("_T")
+
+
+class _Losses:
+    """Tries to write, and remembers what could not be written: once for as long as it lasts, not at every record."""
+
+    def __init__(self) -> None:
+        self._lasting: set[str] = set()
+        self._untold: list[str] = []
+
+    def keep(self, what: str, write: Callable[[], _T]) -> _T | None:
+        """What `write` returns, or None where it could not: for writing alone, in which no other rank has a part."""
+        try:
+            written = write()
+        except (OSError, SumizomeError) as error:
+            if what not in self._lasting:
+                reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+                self._untold.append(
+                    f"{what} cannot be written ({reason}); training goes on without it: free some disk, or see to "
+                    "where it is written"
+                )
+            self._lasting.add(what)
+            return None
+        self._lasting.discard(what)
+        return written
+
+    def take_complaints(self) -> list[str]:
+        """What a user should be told since the last call."""
+        taken, self._untold = self._untold, []
+        return taken
+
+
+class _Lines:
+    """A file of JSON lines; what is in it is whole lines, also when the disk fills up within one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)  # a buffer would bring a lost line back, late or in part
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends a line. Raises: OSError, with nothing appended."""
+        line = (json.dumps(record) + "\n").encode()
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:  # a full disk takes a part before it refuses
+                line = line[self._file.write(line) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class NoMetrics:
@@ -31,6 +89,14 @@ class NoMetrics:
 
     def write_image(self, step: int, name: str, image: Any) -> None:
         """Nothing."""
+
+    def keep(self, what: str, write: Callable[[], _T]) -> _T | None:
+        """Nothing."""
+        return None
+
+    def take_complaints(self) -> list[str]:
+        """None."""
+        return []
 
     def __enter__(self) -> "NoMetrics":
         return self
@@ -47,45 +113,83 @@ class Metrics:
         """What stands in every record from now on, such as the stage."""
         path = run_dir / "metrics.jsonl"
         _cut(path, steps_done)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = _Lines(path)
         self._wandb = wandb
-        self._writer: Any = None
-        if tensorboard:
-            # A heavy import, and only here: a run without TensorBoard does not pay for it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=steps_done + 1)
+        self._tensorboard = _TensorBoard(run_dir / "tensorboard", steps_done + 1) if tensorboard else None
+        self._losses = _Losses()
+        self.keep, self.take_complaints = self._losses.keep, self._losses.take_complaints
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Records the values of a step. A nested mapping becomes one scalar a key in TensorBoard."""
-        self._file.write(json.dumps({"step": step, **self.with_each, **values}) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name, value in _scalars(values):
-                self._writer.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.write(step, dict(_scalars(values)))
+        record, scalars = {"step": step, **self.with_each, **values}, dict(_scalars(values))
+        self.keep("metrics.jsonl", lambda: self._lines.write(record))
+        if (tensorboard := self._tensorboard) is not None:
+            self.keep("tensorboard", lambda: tensorboard.write(step, scalars))
+        if (wandb := self._wandb) is not None:
+            self.keep("wandb", lambda: wandb.write(step, scalars))
 
     def write_image(self, step: int, name: str, image: Any) -> None:
         """Records a picture [H, W, 3] uint8 in TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
-        if self._wandb is not None:
-            self._wandb.write_image(step, name, image)
+        if (tensorboard := self._tensorboard) is not None:
+            self.keep("tensorboard", lambda: tensorboard.write_image(step, name, image))
+        if (wandb := self._wandb) is not None:
+            self.keep("wandb", lambda: wandb.write_image(step, name, image))
 
     def close(self) -> None:
         """Flushes and closes all."""
-        self._file.close()
+        self.keep("metrics.jsonl", self._lines.close)
         if self._wandb is not None:
-            self._wandb.close()
-        if self._writer is not None:
-            self._writer.close()
+            self.keep("wandb", self._wandb.close)
+        if self._tensorboard is not None:
+            self.keep("tensorboard", self._tensorboard.close)
 
     def __enter__(self) -> "Metrics":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _TensorBoard:
+    """Events for TensorBoard. Its writer is of no more use once it has failed: the next event begins another file."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # A heavy import, and only here: a run without TensorBoard does not pay for it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._open: Callable[[int | None], Any] = lambda purge: SummaryWriter(str(folder), purge_step=purge)
+        self._purge: int | None = first_step
+        self._writer: Any = None
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Records the values of a step. Raises: OSError."""
+        with self._writing() as writer:
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, step)
+
+    def write_image(self, step: int, name: str, image: Any) -> None:
+        """Records a picture [H, W, 3] uint8. Raises: OSError."""
+        with self._writing() as writer:
+            writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes what is left. Raises: OSError."""
+        if self._writer is not None:
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Any]:
+        try:
+            if self._writer is None:
+                # Only the first file purges what lies beyond the checkpoint: a later one would purge this run's own.
+                self._writer, self._purge = self._open(self._purge), None
+            yield self._writer
+        except OSError:
+            failed, self._writer = self._writer, None
+            with contextlib.suppress(OSError):
+                if failed is not None:
+                    failed.close()
+            raise
 
 
 class SampleLog:
@@ -101,18 +205,19 @@ class SampleLog:
             for path in folder.glob("rank-*.jsonl"):
                 _cut(path, steps_done)
         ranks.gather(None)
-        self._file = (folder / f"rank-{ranks.rank:05d}.jsonl").open("a", encoding="utf-8")
+        self._lines = _Lines(folder / f"rank-{ranks.rank:05d}.jsonl")
+        self._losses = _Losses()
+        self.take_complaints = self._losses.take_complaints
 
     def write(self, place: Place, batch: Batch, told: Mapping[str, Any]) -> None:
         """One micro-batch, its step counted from 1; `told` is what its task says of it."""
         line = {"step": place.step + 1, "place": place.micro_batch, "samples": batch.sample_ids}
         line |= {"epochs": batch.epochs, "seeds": batch.seeds.tolist(), **told}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._losses.keep("samples", lambda: self._lines.write(line))
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        self._losses.keep("samples", self._lines.close)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

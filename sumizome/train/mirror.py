@@ -6,6 +6,7 @@ cannot be reached costs no checkpoint and does not end a run.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from sumizome.data.store import open_store
@@ -27,13 +28,14 @@ class CheckpointMirror:
         self.store = open_store(address)
         self.keep = max(2, keep)
 
-    def put(self, checkpoint: Path, ranks: Ranks) -> list[str]:
+    def put(self, checkpoint: Path, ranks: Ranks, file_is_done: Callable[[], None] = lambda: None) -> list[str]:
         """Copies a checkpoint; the ranks share its files. Returns what went wrong, in words. Collective on `saving`."""
         files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != _MANIFEST]
         problems: list[str] = []
         try:
             for path in ranks.share(files):
                 self.store.put_file(path, f"{checkpoint.name}/{path.relative_to(checkpoint)}")
+                file_is_done()
         except (StoreError, OSError) as error:
             problems.append(str(error))
         problems = [problem for of_rank in ranks.gather(problems, ranks.saving) for problem in of_rank]

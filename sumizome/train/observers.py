@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from sumizome.data.loader import BatchLoader
@@ -20,7 +21,7 @@ from sumizome.models.sdxl import SDXLModel
 from sumizome.train.brightness import brightness
 from sumizome.train.config import TrainConfig
 from sumizome.train.precision import Precision
-from sumizome.train.preview import write_preview
+from sumizome.train.preview import draw_preview, write_preview
 from sumizome.train.stages import StagedLoader
 from sumizome.train.step import Objective
 from sumizome.train.uptraining import base_loss, readable_timesteps, write_loss_table
@@ -69,8 +70,7 @@ def build_observers(
             metrics.write(step, {"base_loss": {str(t): before.get(str(t)) for t in timesteps}})
         losses = losses_of(loss_of(model, objective), timesteps)
         metrics.write(step, {"validation_loss": losses})
-        if ranks.is_first:
-            write_loss_table(config.run_dir, step, losses)
+        metrics.keep("loss_by_timestep.txt", lambda: write_loss_table(config.run_dir, step, losses))
         noisiest = max(losses, key=int)
         mean = sum(losses.values()) / len(losses)
         return f"validation loss {mean:.4f}, at t = {noisiest} {losses[noisiest]:.4f}"
@@ -79,10 +79,10 @@ def build_observers(
         # A forward pass of sharded networks needs every rank; else the first draws alone.
         if not (ranks.is_first or parallel.lockstep):
             return None
-        folder = config.run_dir / "previews" if ranks.is_first else None
-        path, image = write_preview(model, config.preview, folder, step)
-        metrics.write_image(step, "previews", image)
-        return f"preview {path}"
+        grid = draw_preview(model, config.preview)
+        path = metrics.keep("the preview", lambda: write_preview(grid, config.run_dir / "previews", step))
+        metrics.write_image(step, "previews", np.asarray(grid))
+        return f"preview {path}" if path else None
 
     def flat_pictures(step: int, metrics: Any) -> str | None:
         found = brightness(model, config.brightness, ranks, lockstep=parallel.lockstep)

@@ -43,11 +43,11 @@ class OptimConfig:
     """Factors on the rate of parts, by the dotted beginning of their names: `"unet.up_blocks" = 0.5`,
     `"text_encoder_2" = 0.1`; * stands for anything, the longest that fits counts, and 0 keeps a part as it is."""
     lr_schedule: LrSchedule = "constant"
-    """Shape after the warm-up; cosine, linear and rex fall to `final_lr_factor` at the last step (of a stage)."""
+    """Shape after the warm-up; cosine, linear and rex fall towards `final_lr_factor` at the end (of a stage)."""
     warmup_steps: int = 100
     """Steps over which the rate rises linearly from 0."""
     final_lr_factor: float = 0.0
-    """Fraction of the peak left at the last step (all but constant)."""
+    """Fraction of the peak left when the last step is over, which is itself a little above (all but constant)."""
     beta1: float = 0.9
     """AdamW's first moment decay."""
     beta2: float = 0.999

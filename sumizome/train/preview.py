@@ -2,24 +2,20 @@
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from sumizome.diffusion.guidance import GuidanceConfig
+from sumizome.errors import CheckpointError
+from sumizome.files import write_atomically
 from sumizome.inference import PictureRequest, SamplingConfig, draw_pictures, picture_grid
 from sumizome.models.sdxl import SDXLModel
 from sumizome.train.config import PreviewConfig
 
-__all__ = ["write_preview"]
+__all__ = ["draw_preview", "write_preview"]
 
 
-def write_preview(
-    model: SDXLModel, config: PreviewConfig, directory: Path | None, step: int
-) -> tuple[Path | None, NDArray[np.uint8]]:
-    """Draws the configured prompts with the model's present weights; returns the grid's path and pixels [H, W, 3].
-
-    Without a directory it is drawn and not written: for ranks that must take part in the forward passes.
-    """
+def draw_preview(model: SDXLModel, config: PreviewConfig) -> Image.Image:
+    """Draws the configured prompts with the model's present weights, as one grid."""
     sampling = SamplingConfig(
         steps=config.sampling_steps, guidance=GuidanceConfig(guidance_scale=config.guidance_scale)
     )
@@ -27,10 +23,11 @@ def write_preview(
         PictureRequest(prompt, canvas=config.canvas, seed=config.seed + index, sampling=sampling)
         for index, prompt in enumerate(config.prompts)
     ]
-    grid = picture_grid([picture.image for picture in draw_pictures(model, requests)])
-    if directory is None:
-        return None, np.asarray(grid)
-    directory.mkdir(parents=True, exist_ok=True)
+    return picture_grid([picture.image for picture in draw_pictures(model, requests)])
+
+
+def write_preview(grid: Image.Image, directory: Path, step: int) -> Path:
+    """Writes a step's grid and returns its path. Raises: CheckpointError if it cannot be written."""
     path = directory / f"step-{step:08d}.png"
-    grid.save(path)
-    return path, np.asarray(grid)
+    write_atomically(path, lambda temporary: grid.save(temporary, format="PNG"), failure=CheckpointError)
+    return path

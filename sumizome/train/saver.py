@@ -5,9 +5,10 @@ leaves the earlier checkpoints as they are; training goes on and tries again whe
 that happens `_FAILURES_AT_MOST` times in a row.
 """
 
+import contextlib
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from sumizome.train.mirror import CheckpointMirror
 __all__ = ["Saver"]
 
 _FAILURES_AT_MOST = 3
+_WAIT = 1.0
+"""Seconds between two looks at whether a save gets on."""
 
 
 class Saver:
@@ -52,6 +55,9 @@ class Saver:
         self._reserving: Future[Checkpoint] | None = None
         self._verified: list[Path] = []
         self._failures = 0
+        self.while_waiting: Callable[[], None] = lambda: None
+        """Called now and then while a save is waited for that gets on: a slow disk or mirror is no hang."""
+        self._files_done = 0
 
     def reserve(self, state: Checkpoint) -> None:
         """Makes the memory for such a state ready while training goes on: the first save then waits no longer than any.
@@ -64,7 +70,7 @@ class Saver:
     def save(self, state: Checkpoint) -> None:
         """Starts to save the state, which may change as soon as this returns.
 
-        Raises: CheckpointError if saves failed too often, or at once when saving is not asynchronous.
+        Raises: CheckpointError if saves failed too often.
         """
         started = time.perf_counter()
         problem = self.settle()
@@ -75,7 +81,7 @@ class Saver:
             self._reserving = None
         self._under_way = self._thread.submit(self._write, self._share(state))
         if not self.asynchronous:
-            self.finish()
+            self._wait(self._under_way)  # whoever settles it hears what came of it, as of any other save
         self.stall = time.perf_counter() - started
 
     @property
@@ -101,29 +107,50 @@ class Saver:
         """Waits for the save under way. Raises: CheckpointError if it failed."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
+            self._wait(under_way)
             path = under_way.result()
             self._failures = 0
             self.saved_step = int(path.name.removeprefix("step-"))
+
+    def _wait(self, under_way: Future[Path]) -> None:
+        """Until it is done, whatever came of it. A save that does not get on is left to the watchdog."""
+        before = self._progress()
+        while wait([under_way], _WAIT).not_done:
+            now = self._progress()
+            if now != before:
+                self.while_waiting()
+            before = now
+
+    def _progress(self) -> tuple[int, int]:
+        """What grows while the save under way gets on: files that are through, and what this rank has written."""
+        written = 0
+        with contextlib.suppress(OSError):  # renamed or removed meanwhile
+            for path in self.directory.glob(f".unfinished-*/*/shard-{self.ranks.rank + 1:05d}-*"):
+                written += path.stat().st_size
+        return self._files_done, written
+
+    def _file_is_done(self) -> None:
+        self._files_done += 1
 
     def close(self) -> None:
         """Waits for the thread, whatever came of its save."""
         self._thread.shutdown()
 
     def _write(self, state: Checkpoint) -> Path:
-        path = write_checkpoint(self.directory, state, self.ranks)
+        path = write_checkpoint(self.directory, state, self.ranks, self._file_is_done)
         problem = self._forget_old(path) if self.ranks.is_first else None
         # A word to all, so that a save succeeded on every rank or on none.
         (problem, *_) = self.ranks.gather(problem, self.ranks.saving)
         if problem is not None:
             raise CheckpointError(problem)
         if self.mirror is not None:
-            self.complaints.extend(self.mirror.put(path, self.ranks))
+            self.complaints.extend(self.mirror.put(path, self.ranks, self._file_is_done))
         return path
 
     def _forget_old(self, newest: Path) -> str | None:
         """Reads the newest back, removes old ones; returns what went wrong."""
         try:
-            verify_checkpoint(newest)
+            verify_checkpoint(newest, file_is_done=self._file_is_done)
             self._verified = [*self._verified[-1:], newest]
             prune_checkpoints(self.directory, self.keep, self._verified)
         except CheckpointError as error:

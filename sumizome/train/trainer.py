@@ -93,6 +93,8 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
     """None: FLOP are not counted."""
     steps_done: int = 0
     asked: Asked = field(default_factory=Asked)
+    complaints: list[str] = field(default_factory=list)
+    """What could not be written after the last step's report, for the user."""
 
     def __post_init__(self) -> None:
         self.device = self.ranks.device
@@ -105,6 +107,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             self._clipped.setdefault(_network_apart(name, self.task.clipped_apart), []).append(parameter)
         self._pace = Pace(self.device)
         self._watchdog = Watchdog(self.ranks, self.config.parallel.hang_timeout)
+        self.saver.while_waiting = lambda: self._watchdog.at(self.steps_done, "waiting for the checkpoint")
         self._sample_log: SampleLog | None = None
         self._agreed = Asked()
         self._save_failed = False
@@ -142,6 +145,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         self._pace.data_is_there()
         self._enter_stage(metrics)
         loss = self._train_step(batches)
+        self._watchdog.step_is_done()
         seconds = self._pace.end()
         notes = self._after_step(metrics)
         epoch = max(max(batch.epochs) for batch in batches)
@@ -237,7 +241,8 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         if bad:
             self._refuse(losses, batches)
         self._agreed, self._save_failed = Asked(stop=stop > 0, save=save > 0), failed > 0
-        self.asked.save = self.asked.save and not mine[2]
+        if mine[2]:  # else a signal that came since it was read would be lost
+            self.asked.save = False
         return loss_of_all / self.ranks.world
 
     def _refuse(self, losses: list[StepLoss], batches: list[Batch]) -> None:
@@ -256,7 +261,9 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         where = [str(rank) for rank, (bad, _) in enumerate(gathered) if bad]
         on_rank = f" (rank {', '.join(where)})" if self.ranks.world > 1 and where else ""
         self.optimizer.zero_grad(set_to_none=True)
-        state = "The weights of the step before are saved."
+        state = (
+            "The weights of the step before are saved." if self.steps_done else "No step was done, nothing is saved."
+        )
         if self._moves_in_backward:
             state = (
                 "With optim.fused_backward other weights have moved already, so the last checkpoint is what there is."
@@ -275,13 +282,14 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         """Whatever is due after a step; returns what was done, in words."""
         step, config = self.steps_done, self.config
         self._watchdog.at(step, "saving")
-        # First of all: whatever fails below must not cost the steps since the last checkpoint.
+        # First of all: a checkpoint that is due must neither wait for what follows nor be lost to its failure.
         notes = self._save_if_due()
         # A record never holds steps of two stages.
         if _due(step, config.log_every, self._stage.last):
             notes += self._log(metrics)
         due = [observer for observer in self.observers if _due(step, observer.every, config.steps)]
-        return tuple(notes + self._look(metrics, due))
+        notes += self._look(metrics, due)
+        return tuple(notes + metrics.take_complaints())
 
     def _look(self, metrics: Any, observers: Sequence[Observer]) -> list[str]:
         notes = []
@@ -307,7 +315,9 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         return notes
 
     def _log(self, metrics: Any) -> list[str]:
-        paces = self.ranks.gather(self._pace.mean())
+        lost = self._sample_log.take_complaints() if self._sample_log is not None else []
+        gathered = self.ranks.gather((self._pace.mean(), lost))
+        paces = [pace for pace, _ in gathered]
         step_seconds = paces[0].step
         record = self._window.summary(self.ranks)
         if self.efficiency is not None:
@@ -326,6 +336,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             self.efficiency.forget()
         self._pace.forget()
         notes = [f"rank {s['rank']} holds up the others: {s['share']:.0%} of each step is spent waiting" for s in slow]
+        notes += sorted({complaint for _, of_rank in gathered for complaint in of_rank})
         return notes + _in_short(self.loader.take_faults())
 
     def state(self) -> Checkpoint:
@@ -352,10 +363,9 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             if config.log_samples:
                 self._sample_log = SampleLog(config.run_dir, self.ranks, self.steps_done)
                 stack.callback(self._sample_log.close)
-            if self.ranks.is_first:
-                yield stack.enter_context(_build_metrics(config, self.steps_done))
-            else:
-                yield NoMetrics()
+            metrics = _build_metrics(config, self.steps_done) if self.ranks.is_first else NoMetrics()
+            stack.callback(lambda: self.complaints.extend(metrics.take_complaints()))  # what closing met, too
+            yield stack.enter_context(metrics)
 
 
 _SHOWN = 5

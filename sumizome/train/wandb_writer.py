@@ -4,12 +4,13 @@ One run directory is one wandb run: its id is kept there, so that a resume goes 
 everything below run_dir/wandb (`wandb sync` sends it later); keys and accounts are wandb's own business.
 """
 
+import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sumizome.errors import ConfigError
+from sumizome.errors import ConfigError, StoreError
 
 __all__ = ["WandbWriter"]
 
@@ -43,18 +44,28 @@ class WandbWriter:
                 f"wandb does not begin the run ({str(error).splitlines()[0]}); log in with `wandb login`, set "
                 "WANDB_MODE=offline, or leave wandb out"
             ) from error
-        self._image = wandb.Image
+        self._image, self._error = wandb.Image, wandb.errors.Error
         # Our own step: wandb's may only grow, and a resume goes back to its checkpoint.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records the values of a step."""
-        self._run.log({"step": step, **scalars})
+        """Records the values of a step. Raises: OSError, StoreError when wandb does not take them."""
+        with self._told():
+            self._run.log({"step": step, **scalars})
 
     def write_image(self, step: int, name: str, image: Any) -> None:
-        """Records a picture [H, W, 3] uint8."""
-        self._run.log({"step": step, name: self._image(image)})
+        """Records a picture [H, W, 3] uint8. Raises: as `write`."""
+        with self._told():
+            self._run.log({"step": step, name: self._image(image)})
 
     def close(self) -> None:
-        """Ends the run's session."""
-        self._run.finish()
+        """Ends the run's session. Raises: as `write`."""
+        with self._told():
+            self._run.finish()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise StoreError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error

@@ -1,5 +1,7 @@
 """Whom the watchdog names: a rank that gives no sign of life, or the one that the others wait for."""
 
+from dataclasses import replace
+
 from torch.distributed import HashStore
 
 from sumizome.distributed.watchdog import Sign, read_signs, verdict
@@ -34,7 +36,8 @@ def test_the_first_step_may_take_long() -> None:
 
 
 def test_a_sign_comes_back_as_it_was_sent() -> None:
-    assert Sign.decode(sign(3, 2).encode()) == sign(3, 2)
+    for each in (sign(3, 2), replace(sign(3, 2), is_first=True)):
+        assert Sign.decode(each.encode()) == each
 
 
 def test_a_rank_that_was_stopped_before_its_first_sign_is_waited_for_and_named_like_any_other() -> None:

@@ -1,9 +1,22 @@
 """metrics.jsonl holds each step once, whatever was cut off or written twice."""
 
+import contextlib
 import json
+import resource
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from sumizome.train.metrics import Metrics, read_metrics
+import numpy as np
+import pytest
+import torch
+
+from sumizome.distributed.runtime import Ranks
+from sumizome.errors import StoreError
+from sumizome.train.metrics import Metrics, SampleLog, read_metrics
+from sumizome.train.task import Place
+from sumizome.train.wandb_writer import WandbWriter
 
 
 def test_a_resume_cuts_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
@@ -30,3 +43,86 @@ def test_every_line_is_json_and_tensorboard_gets_the_nested_scalars(tmp_path: Pa
     events.Reload()
     assert [e.value for e in events.Scalars("validation_loss/999")] == [0.25]
     assert "note" not in events.Tags()["scalars"]
+
+
+@contextlib.contextmanager
+def files_no_larger_than(count: int) -> Iterator[None]:
+    """The operating system takes a file's first bytes and refuses the rest, as a disk does that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Metrics(tmp_path, 0, tensorboard=False) as metrics:
+        metrics.write(1, {"loss": 1})
+        with files_no_larger_than(path.stat().st_size + 5):
+            for step in (2, 3):
+                metrics.write(step, {"loss": step})
+            assert path.read_text() == '{"step": 1, "loss": 1}\n'
+        (told,) = metrics.take_complaints()
+        assert told.startswith("metrics.jsonl cannot be written (File too large); training goes on")
+        metrics.write(4, {"loss": 4})
+        assert metrics.take_complaints() == []
+        with files_no_larger_than(10):
+            metrics.write(5, {"loss": 5})
+        assert len(metrics.take_complaints()) == 1  # full again
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 4]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
+def test_tensorboard_survives_a_full_disk_and_begins_another_file(tmp_path: Path) -> None:
+    with Metrics(tmp_path, 0, tensorboard=True) as metrics:
+        metrics.write(1, {"loss": 1.0})
+        with files_no_larger_than(100):
+            for step in range(2, 8):
+                metrics.write_image(step, "previews", np.zeros((64, 64, 3), np.uint8))
+                metrics.write(step, {"loss": 0.5})
+        assert any(told.startswith("tensorboard cannot be written") for told in metrics.take_complaints())
+        metrics.write(8, {"loss": 0.25})
+        metrics.write(9, {"loss": 0.125})
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("loss")[-1].value == 0.125
+
+
+class LostWandb(WandbWriter):
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        raise StoreError("the service is gone")
+
+    def close(self) -> None:
+        self.write(0, {})
+
+
+def test_wandb_that_fails_ends_nothing(tmp_path: Path) -> None:
+    with Metrics(tmp_path, 0, False, LostWandb()) as metrics:
+        for step in (1, 2):
+            metrics.write(step, {"loss": 1})
+        (told,) = metrics.take_complaints()
+    assert told.startswith("wandb cannot be written (the service is gone)")
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_a_sample_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+    batch: Any = SimpleNamespace(
+        sample_ids=["a"], epochs=[0], seeds=torch.zeros(1, dtype=torch.int64), tag_categories=[()]
+    )
+    log = SampleLog(tmp_path, Ranks(), 0)
+    with files_no_larger_than(10):
+        for step in (0, 1):
+            log.write(Place(step, 0, 1), batch, {})
+    assert len(log.take_complaints()) == 1
+    log.write(Place(2, 0, 1), batch, {})
+    log.close()
+    (line,) = (tmp_path / "samples/rank-00000.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 3

@@ -188,7 +188,7 @@ def test_a_stage_appended_behind_a_finished_one_is_no_longer_run(config: TrainCo
     train(config)
     longer = replace(config, steps=7, stage=(config.stage[0], replace(config.stage[1], steps=5)))
     with hold_run_dir(config.run_dir):
-        assert "steps was 6 and is now 7" in build_trainer(longer)[1][0]
+        assert "the end of stage '2' was step 6 and is now step 7" in build_trainer(longer)[1][0]
     more = replace(config, steps=7, stage=(*config.stage, Stage(latents=str(tiny_latents))))
     with hold_run_dir(config.run_dir):
         assert build_trainer(more)[1] == []
@@ -217,3 +217,14 @@ def test_a_settings_file_holds_stages(config: TrainConfig, tmp_path: Path) -> No
         ConfigError, match=r"unknown key 'stage\.micro_batchsize'; did you mean 'stage\.micro_batch_size'"
     ):
         read_toml(path, TrainConfig)
+
+
+def test_a_warm_up_longer_than_a_stage_to_come_is_told(config: TrainConfig) -> None:
+    long = replace(config, optim=replace(config.optim, warmup_steps=3))
+    with hold_run_dir(config.run_dir):
+        trainer, (told,) = build_trainer(long)
+        assert "stage 'broad' has 2 steps" in told
+        for report in trainer.steps():
+            trainer.asked.stop = report.steps_done == 2
+    with hold_run_dir(config.run_dir):
+        assert build_trainer(long)[1] == []  # that stage is over

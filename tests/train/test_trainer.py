@@ -19,6 +19,7 @@ from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.distributed.runtime import Ranks
+from sumizome.distributed.watchdog import verdict
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
 from sumizome.models.sdxl import SDXLModel, load_model
 from sumizome.train.build import build_trainer
@@ -28,7 +29,7 @@ from sumizome.train.metrics import read_metrics
 from sumizome.train.mirror import CheckpointMirror
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir, load_trained_model, read_run_config
-from sumizome.train.trainer import StepReport
+from sumizome.train.trainer import Asked, StepReport
 
 
 @pytest.fixture
@@ -381,13 +382,34 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_training(config: Train
 
 def test_what_fails_after_a_step_costs_no_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise RuntimeError("a bug")
 
     monkeypatch.setattr("sumizome.train.observers.write_preview", broken)
     config = replace(config, checkpoint=CheckpointConfig(every=1), preview=PreviewConfig(every=1, canvas=(32, 32)))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RuntimeError, match="a bug"):
         train(config)
     assert int(state(config)["step"]) == 1
+
+
+def test_pictures_and_tables_that_find_no_room_are_told_and_the_run_goes_on(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    monkeypatch.setattr("sumizome.train.uptraining.write_atomically", full)
+    config = replace(
+        config,
+        preview=PreviewConfig(every=1, canvas=(32, 32), sampling_steps=1, prompts=("a",)),
+        validation=replace(config.validation, every=1),
+    )
+    reports = train(config)
+    assert [report.steps_done for report in reports] == [1, 2, 3, 4]
+    told = [note for report in reports for note in report.notes if "cannot be written" in note]
+    assert [note.split(" cannot")[0] for note in told] == ["loss_by_timestep.txt", "the preview"]  # once each
+    assert "No space left on device" in told[0] and "No space left on device" in told[1]
+    assert list((config.run_dir / "previews").iterdir()) == []
 
 
 def test_a_stop_is_saved_before_anything_is_looked_at(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,6 +460,89 @@ def test_a_longer_cosine_is_said_to_be_another_run(config: TrainConfig) -> None:
     with hold_run_dir(config.run_dir):
         _, warnings = build_trainer(replace(config, steps=8))
     assert "steps was 4 and is now 8" in warnings[0]
+
+
+def test_the_watchdog_waits_for_the_first_step_of_a_process_and_not_for_its_second(config: TrainConfig) -> None:
+    def verdicts(until: int) -> list[tuple[int, bool]]:
+        """(step, whether standing still within it ends the run) of each backward pass."""
+        with hold_run_dir(config.run_dir):
+            trainer, _ = build_trainer(config)
+            honest, found = trainer.task.objective.loss, []
+
+            def looked_at(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                sign = trainer._watchdog.sign
+                found.append((sign.step, bool(verdict([sign] * 2, [1.0] * 2, [500.0] * 2, timeout=10.0))))
+                return honest(*arguments)
+
+            trainer.task = replace(trainer.task, objective=replace(trainer.task.objective, loss=looked_at))
+            with closing(trainer.steps()) as steps:
+                list(_until(steps, until))
+        return sorted(set(found))
+
+    assert verdicts(until=2) == [(1, False), (2, True)]
+    assert verdicts(until=4) == [(3, False), (4, True)]  # a resume compiles anew
+
+
+def test_a_save_that_is_asked_for_within_the_last_words_of_a_step_is_made(config: TrainConfig) -> None:
+    class Interrupted(Asked):
+        """The signal's handler runs just behind the second time that the loop looks."""
+
+        looks = 0
+        asked_for = False
+
+        @property
+        def save(self) -> bool:
+            self.looks += 1
+            before, self.asked_for = self.asked_for, self.asked_for or self.looks == 2
+            return before
+
+        @save.setter
+        def save(self, value: bool) -> None:
+            self.asked_for = value
+
+    config = replace(config, checkpoint=CheckpointConfig(every=0, keep=9))
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        trainer.asked = Interrupted()
+        list(trainer.steps())
+    assert len(list_checkpoints(config.run_dir / "checkpoints")) == 2  # what was asked for, and the last
+
+
+def test_a_first_step_that_is_not_finite_claims_no_saved_weights(config: TrainConfig) -> None:
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        next(iter(trainer.parameters.values())).register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(NonFiniteError, match="No step was done, nothing is saved"):
+            list(trainer.steps())
+    assert list_checkpoints(config.run_dir / "checkpoints") == []
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_two_failed_saves_are_warnings_and_the_run_goes_on(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    from sumizome.train.checkpoint import flush_to_disk
+
+    def flush(path: Path) -> None:
+        if any(step in str(path) for step in ("step-00000001", "step-00000002")):
+            raise OSError(28, "No space left on device")
+        flush_to_disk(path)
+
+    monkeypatch.setattr("sumizome.train.checkpoint.flush_to_disk", flush)
+    checkpoint = CheckpointConfig(every=1, asynchronous=asynchronous)
+    reports = train(replace(config, checkpoint=checkpoint))
+    told = [note for report in reports for note in report.notes if "could not be written" in note]
+    assert [f"step-{step:08d}" in note for step, note in zip((1, 2), told, strict=True)] == [True, True]
+    assert [path.name for path in list_checkpoints(config.run_dir / "checkpoints")][-1] == "step-00000004"
+
+
+def test_a_warm_up_longer_than_the_run_is_told(config: TrainConfig) -> None:
+    with hold_run_dir(config.run_dir):
+        _, (told,) = build_trainer(replace(config, optim=replace(config.optim, warmup_steps=8)))
+    assert told == (
+        "optim.warmup_steps is 8, but the run has 4 steps, so that its learning rate reaches only 50% of its peak; "
+        "set optim.warmup_steps to less than 4"
+    )
 
 
 MEMORY_SAVERS = {
