@@ -95,6 +95,6 @@ def evaluated(model: SDXLModel, data: DataSet, config: EvaluateConfig) -> dict[s
     measured_with = (classifier, space) if config.pictures else (None, None)
     facts, _ = evaluate_model(candidate, config, held, *measured_with, lambda _: None)
     if facts["tags"]:
-        del facts["tags"]["by_tag"]
+        del facts["tags"]["by_tag"], facts["tags"]["by_picture"]
     del facts["path"]
     return facts
