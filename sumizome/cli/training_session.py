@@ -71,7 +71,8 @@ def _train(
         for complaint in [*trainer.saver.complaints, *trainer.complaints]:
             say(f"sumizome: warning: {complaint}")
     if trainer.steps_done < steps:
-        say(f"stopped after step {trainer.steps_done}, saved; the same command goes on from there")
+        done = f"after step {trainer.steps_done}, saved" if trainer.steps_done else "before the first step"
+        say(f"stopped {done}; the same command goes on from there")
         return False
     say(closing_words(trainer))
     return True

@@ -15,6 +15,7 @@ from sumizome.distributed.runtime import Ranks
 from sumizome.inference import PictureRequest, SamplingConfig, draw_pictures
 from sumizome.models.sdxl import SDXLModel
 from sumizome.train.config import BrightnessConfig
+from sumizome.train.lookout import LookEnded, Lookout
 
 __all__ = ["Brightness", "brightness"]
 
@@ -29,13 +30,19 @@ class Brightness(TypedDict):
 
 
 def brightness(
-    model: SDXLModel, config: BrightnessConfig, ranks: Ranks | None = None, *, lockstep: bool = False
+    model: SDXLModel,
+    config: BrightnessConfig,
+    ranks: Ranks | None = None,
+    *,
+    lockstep: bool = False,
+    lookout: Lookout | None = None,
 ) -> Brightness:
     """How bright the prompts' pictures come out of pure noise.
 
     With `lockstep` every forward pass needs all ranks, so that each draws all; else each draws its part. Collective.
+    Raises: LookEnded on every rank when one is asked to stop.
     """
-    ranks = ranks or Ranks()
+    ranks, lookout = ranks or Ranks(), lookout or Lookout()
     sampling = SamplingConfig(
         steps=config.sampling_steps, guidance=GuidanceConfig(guidance_scale=config.guidance_scale)
     )
@@ -46,9 +53,15 @@ def brightness(
         for prompt, seed in mine
     ]
     sums = np.zeros((2, len(config.prompts)))
-    for (prompt, _), picture in zip(mine, draw_pictures(model, requests), strict=True):
-        mean = float(np.asarray(picture.image.convert("L"), dtype=np.float64).mean() / 255)
-        sums[:, prompt] += mean, abs(mean - config.wanted[prompt])
+    may_go_on, ended = lookout.together if lockstep else lookout.alone, False
+    try:
+        pictures = draw_pictures(model, requests, on_step=lambda *_: may_go_on())
+        for (prompt, _), picture in zip(mine, pictures, strict=True):
+            mean = float(np.asarray(picture.image.convert("L"), dtype=np.float64).mean() / 255)
+            sums[:, prompt] += mean, abs(mean - config.wanted[prompt])
+    except LookEnded:
+        ended = True
+    lookout.together(ended=ended)
     if not lockstep:
         sums = np.array(ranks.sums(sums.ravel().tolist())).reshape(sums.shape)
     means, errors = (sums / config.seeds).tolist()

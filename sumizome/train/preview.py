@@ -1,5 +1,6 @@
 """Pictures of a run while it trains: the same prompts and seeds each time, as one grid."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -14,8 +15,11 @@ from sumizome.train.config import PreviewConfig
 __all__ = ["draw_preview", "write_preview"]
 
 
-def draw_preview(model: SDXLModel, config: PreviewConfig) -> Image.Image:
-    """Draws the configured prompts with the model's present weights, as one grid."""
+def draw_preview(model: SDXLModel, config: PreviewConfig, may_go_on: Callable[[], None]) -> Image.Image:
+    """Draws the configured prompts with the model's present weights, as one grid.
+
+    `may_go_on` is asked after each sampler step; what it raises ends the drawing.
+    """
     sampling = SamplingConfig(
         steps=config.sampling_steps, guidance=GuidanceConfig(guidance_scale=config.guidance_scale)
     )
@@ -23,7 +27,8 @@ def draw_preview(model: SDXLModel, config: PreviewConfig) -> Image.Image:
         PictureRequest(prompt, canvas=config.canvas, seed=config.seed + index, sampling=sampling)
         for index, prompt in enumerate(config.prompts)
     ]
-    return picture_grid([picture.image for picture in draw_pictures(model, requests)])
+    pictures = [picture.image for picture in draw_pictures(model, requests, on_step=lambda *_: may_go_on())]
+    return picture_grid(pictures)
 
 
 def write_preview(grid: Image.Image, directory: Path, step: int) -> Path:

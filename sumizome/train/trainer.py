@@ -9,7 +9,7 @@ are the whole state. The invariant: ranks branch alike, on sums that all of them
 import contextlib
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -26,6 +26,7 @@ from sumizome.train.efficiency import Efficiency, memory_in_use
 from sumizome.train.ema import Ema
 from sumizome.train.fused_backward import FusedBackward
 from sumizome.train.gradient_norms import GradientNorms, global_norm
+from sumizome.train.lookout import LookEnded, Lookout
 from sumizome.train.metrics import Metrics, NoMetrics, SampleLog, Window
 from sumizome.train.observers import Observer
 from sumizome.train.optim import apply_lr, lr_factor
@@ -292,13 +293,36 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         return tuple(notes + metrics.take_complaints())
 
     def _look(self, metrics: Any, observers: Sequence[Observer]) -> list[str]:
+        """Lets the observers look, for as long as no rank is asked to stop."""
         notes = []
         for observer in observers:
-            self._watchdog.at(self.steps_done, observer.name)
-            with self.ema.applied():
-                note = observer.look(self.steps_done, metrics)
-            notes += [note] if note else []
+            if not self._agreed.stop:
+                note = self._look_once(metrics, observer)
+                notes += [note] if note else []
+                if note is not None or not self._agreed.stop:
+                    continue
+            notes.append(f"asked to stop, so there is no {observer.name}")
         return notes
+
+    def _look_once(self, metrics: Any, observer: Observer) -> str | None:
+        """What one observer says; None, and a stop that all ranks know of, where one was asked for meanwhile."""
+
+        def alive() -> None:
+            self._watchdog.at(self.steps_done, observer.name)
+
+        alive()
+        lookout = Lookout(self.ranks, lambda: self.asked.stop, alive)
+        note, ended = None, False
+        try:
+            with self.ema.applied():
+                note = observer.look(self.steps_done, metrics, lookout)
+        except LookEnded:
+            ended = True
+        # Some ranks may have been through before the stop, or had no part in the look.
+        stop, unfinished = self.ranks.sums([float(self.asked.stop), float(ended)])
+        if stop:
+            self._agreed = replace(self._agreed, stop=True)
+        return None if unfinished else note
 
     def _save_if_due(self) -> list[str]:
         notes, self.saver.complaints = self.saver.complaints, []

@@ -12,6 +12,7 @@ from sumizome.distributed.runtime import Ranks
 from sumizome.models.conditioning import UNetConditioning
 from sumizome.models.sdxl import SDXLModel
 from sumizome.shapes import PerSample, Timesteps
+from sumizome.train.lookout import Lookout
 from sumizome.train.step import Objective, condition, denoising_loss
 
 __all__ = ["SampleLoss", "loss_of", "validation_loss"]
@@ -35,18 +36,21 @@ def validation_loss(
     timesteps: Sequence[int],
     max_chunks: int,
     ranks: Ranks | None = None,
+    lookout: Lookout | None = None,
 ) -> dict[str, float]:
     """The mean of `sample_loss` at each timestep, over all samples of the batches; keys as JSON needs them.
 
     Captions are encoded once a batch. The noise is that of the batch's seeds, the same at every timestep and every
     call. Every rank has all batches and takes its share; all make equally many forward passes, which sharded networks
     need. Collective.
+    Raises: LookEnded on every rank when one is asked to stop.
     """
-    ranks = ranks or Ranks()
+    ranks, lookout = ranks or Ranks(), lookout or Lookout()
     sums = dict.fromkeys(timesteps, 0.0)
     for batch, counts in _share(batches, ranks):
         conditioning, _ = condition(model, batch, max_chunks)
         for t in timesteps:
+            lookout.together()
             losses = sample_loss(batch, torch.full((len(batch.seeds),), t), conditioning)
             sums[t] += float(losses.double().sum()) if counts else 0.0
     samples = sum(len(batch.seeds) for batch in batches)

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 
 from sumizome.distributed.runtime import Ranks
 from sumizome.models.vae import encode_pixels
+from sumizome.train.lookout import LookEnded, Lookout
 from sumizome.train.observers import Observer
 from sumizome.vae.config import DecoderValidationConfig
 from sumizome.vae.crop_loader import CropLoader
@@ -24,17 +25,25 @@ def build_observers(
         return []
 
     @torch.no_grad()
-    def pairs() -> list[Pair]:
+    def pairs(lookout: Lookout) -> list[Pair]:
         found = []
         for number, batch in enumerate(loader.validation_crops(config.side, config.shown)):
             if number % ranks.world != ranks.rank:
                 continue
+            lookout.alone()
             decoded = vae.decode(encode_pixels(vae, batch.pixels)).sample
             found.append(score_pair(to_picture(batch.pixels[0]), to_picture(decoded[0])))
         return found
 
-    def validate(step: int, metrics: Any) -> str:
-        found = [pair for of_rank in ranks.gather(pairs()) for pair in of_rank]
+    def validate(step: int, metrics: Any, lookout: Lookout) -> str:
+        mine: list[Pair] = []
+        ended = False
+        try:
+            mine = pairs(lookout)
+        except LookEnded:
+            ended = True
+        lookout.together(ended=ended)
+        found = [pair for of_rank in ranks.gather(mine) for pair in of_rank]
         means = {name: float(np.mean([pair.values[name] for pair in found])) for name in found[0].values}
         grid = np.array([pair.grid for pair in found]).sum(axis=0)
         means["blockiness"] = float(grid[0] / max(grid[1], 1e-12))

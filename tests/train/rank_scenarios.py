@@ -21,8 +21,9 @@ from sumizome.distributed.runtime import Ranks, join_ranks
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError
 from sumizome.settings import read_toml
 from sumizome.train.build import build_trainer
-from sumizome.train.config import CheckpointConfig, PreviewConfig, TrainConfig
+from sumizome.train.config import BrightnessConfig, CheckpointConfig, PreviewConfig, TrainConfig
 from sumizome.train.ema import Ema, EmaConfig
+from sumizome.train.lookout import Lookout
 from sumizome.train.run_dir import hold_run_dir
 from sumizome.train.trainer import Trainer
 
@@ -72,10 +73,38 @@ def scenarios(config: TrainConfig, ranks: Ranks) -> dict[str, object]:
         # Another trainer on a directory that is held.
         found["refused"] = refused(stopping, ranks, CheckpointError)
 
+    found["stopped in a look after"] = [
+        stopped_in_a_look(at(f"{look} {strategy}", strategy), look, ranks)
+        for strategy in ("ddp", "fsdp")
+        for look in ("validation", "preview", "brightness")
+    ]
     found["no equal shares"] = refused(at("odd", micro_batches_per_step=3), ranks, ConfigError)
     found["nan"] = not_finite_on_one_rank(at("nan"), ranks)
     found["before, at and after a look"] = [outputs_around_a_look(name, ranks) for name in ("ddp", "fsdp", "hybrid")]
     return found
+
+
+def stopped_in_a_look(config: TrainConfig, look: str, ranks: Ranks) -> list[int]:
+    """Steps done and saved when rank 1 is asked to stop as a look begins that is due after each step."""
+    small = {"every": 1, "canvas": (32, 32), "sampling_steps": 1, "prompts": ("a",)}
+    looks = {
+        "validation": replace(config.validation, every=1),
+        "preview": PreviewConfig(**small),
+        "brightness": BrightnessConfig(**small, wanted=(0.5,), seeds=1),
+    }
+    config = replace(config, validation=replace(config.validation, every=0))
+    with hold_run_dir(config.run_dir, ranks):
+        trainer, _ = build_trainer(replace(config, **{look: looks[look]}), ranks)
+        (observer,) = trainer.observers
+
+        def interrupted(step: int, metrics: object, lookout: Lookout) -> str | None:
+            trainer.asked.stop = ranks.rank == 1 and step > 0
+            return observer.look(step, metrics, lookout)
+
+        trainer.observers = [replace(observer, look=interrupted)]
+        for _ in trainer.steps():
+            pass
+    return [trainer.steps_done, trainer.saver.saved_step or 0]
 
 
 def outputs_around_a_look(strategy: str, ranks: Ranks) -> list[float]:

@@ -1,6 +1,7 @@
 """The run as a whole: it learns, it resumes bit for bit, and it refuses to train what it should not."""
 
 import hashlib
+import importlib
 import json
 import math
 import shutil
@@ -412,7 +413,7 @@ def test_pictures_and_tables_that_find_no_room_are_told_and_the_run_goes_on(
     assert list((config.run_dir / "previews").iterdir()) == []
 
 
-def test_a_stop_is_saved_before_anything_is_looked_at(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_is_saved_and_nothing_is_looked_at(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch system kills half a minute after it asked: previews must not come first."""
 
     def killed(*_: object) -> None:
@@ -422,10 +423,56 @@ def test_a_stop_is_saved_before_anything_is_looked_at(config: TrainConfig, monke
     config = replace(config, preview=PreviewConfig(every=2, canvas=(32, 32)))
     with hold_run_dir(config.run_dir):
         trainer, _ = build_trainer(config)
-        with pytest.raises(KeyboardInterrupt):
-            for _ in trainer.steps():
-                trainer.asked.stop = True
+        reports = []
+        for report in trainer.steps():
+            trainer.asked.stop = True
+            reports.append(report)
+    assert reports[-1].notes == ("checkpoint", "asked to stop, so there is no preview")
     assert int(state(config)["step"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("look", "piece"),
+    [
+        ("validation", "validation.denoising_loss"),
+        ("preview", "preview.draw_pictures"),
+        ("brightness", "brightness.draw_pictures"),
+    ],
+)
+def test_a_stop_within_a_look_ends_it_at_its_next_piece(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, look: str, piece: str
+) -> None:
+    """Neither the rest of the look nor one more step comes before the checkpoint."""
+    small = {"canvas": (32, 32), "sampling_steps": 2}
+    looks = {
+        "validation": replace(config.validation, every=2),
+        "preview": PreviewConfig(every=2, **small),
+        "brightness": BrightnessConfig(every=2, seeds=1, **small),
+    }
+    config = replace(config, **{look: looks[look]})
+    with hold_run_dir(config.run_dir):
+        trainer, _ = build_trainer(config)
+        module = importlib.import_module(f"sumizome.train.{piece.split('.')[0]}")
+        honest, pieces = getattr(module, piece.split(".")[1]), 0
+
+        def interrupted(*arguments: Any, **options: Any) -> Any:
+            nonlocal pieces
+            if trainer.steps_done:
+                trainer.asked.stop = True
+                pieces += 1
+            return honest(*arguments, **options)
+
+        monkeypatch.setattr(module, piece.split(".")[1], interrupted)
+        reports = list(trainer.steps())
+        assert [report.steps_done for report in reports] == [1, 2]
+        assert reports[-1].notes[-1] == f"asked to stop, so there is no {look}"
+        saved = state(config)
+        assert all(torch.equal(p, saved[f"weights:{name}"]) for name, p in trainer.parameters.items())
+    assert pieces == 1
+    assert int(saved["step"]) == 2
+    assert not list((config.run_dir / "previews").glob("*"))
+    records = [r for r in read_metrics(config.run_dir / "metrics.jsonl") if r["step"] == 2]
+    assert not any({"validation_loss", "brightness"} & r.keys() for r in records)
 
 
 def test_a_last_checkpoint_that_is_not_in_the_mirror_is_told(

@@ -161,6 +161,10 @@ def test_who_is_asked_to_stop_stops_all(runs: Runs) -> None:
     assert [found["stopped after"] for found in runs.found] == [2, 2]
 
 
+def test_a_stop_within_a_look_stops_all_before_another_step(runs: Runs) -> None:
+    assert [found["stopped in a look after"] for found in runs.found] == [[[1, 1]] * 6] * 2
+
+
 def test_a_directory_that_is_held_is_refused_on_every_rank(runs: Runs) -> None:
     assert all("another trainer is at work here (process" in found["refused"] for found in runs.found)
 
