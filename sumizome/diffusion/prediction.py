@@ -9,6 +9,7 @@ Notation: x_t = √ᾱ·x₀ + √(1−ᾱ)·ε with x₀ = `latents`, ε = `noi
 
 from typing import Literal, TypeAlias, assert_never
 
+import torch
 from torch import Tensor
 
 from sumizome.diffusion.schedule import NoiseSchedule, signal_and_noise_rates
@@ -67,6 +68,8 @@ def denoised_at_rates(
     match prediction_type:
         case "epsilon":
             return (noised_latents - noise_rate * model_output) / signal_rate
+        case "v_prediction" if isinstance(noise_rate, float):  # a sampler's step: one operation less
+            return torch.sub(signal_rate * noised_latents, model_output, alpha=noise_rate)
         case "v_prediction":
             return signal_rate * noised_latents - noise_rate * model_output
         case "sample":
