@@ -154,10 +154,7 @@ class _TensorBoard:
     """Events for TensorBoard. Its writer is of no more use once it has failed: the next event begins another file."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        # A heavy import, and only here: a run without TensorBoard does not pay for it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._open: Callable[[int | None], Any] = lambda purge: SummaryWriter(str(folder), purge_step=purge)
+        self._folder = folder
         self._purge: int | None = first_step
         self._writer: Any = None
 
@@ -177,12 +174,18 @@ class _TensorBoard:
         if self._writer is not None:
             self._writer.close()
 
+    def _opened(self) -> Any:
+        # A heavy import: the first step does not wait for it, and a run without TensorBoard does not pay for it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=self._purge)
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Any]:
         try:
             if self._writer is None:
                 # Only the first file purges what lies beyond the checkpoint: a later one would purge this run's own.
-                self._writer, self._purge = self._open(self._purge), None
+                self._writer, self._purge = self._opened(), None
             yield self._writer
         except OSError:
             failed, self._writer = self._writer, None
