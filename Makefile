@@ -3,6 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+# Python that may not keep what it compiled compiles ten thousand files of torch and its kin at each start: ten seconds
+# where three will do.
+unexport PYTHONDONTWRITEBYTECODE
 # uv installs in seconds what pip installs in minutes; it looks for local wheels where pip was told to.
 UV = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
@@ -17,7 +20,7 @@ BENCH_DATA += benchmarks/bench_ingest.py
 
 # What `make bench-train` runs, in the same form.
 BENCH_TRAIN :=
-BENCH_TRAIN += "benchmarks/bench_train.py --python work/plain/bin/python"
+BENCH_TRAIN += benchmarks/bench_train.py
 BENCH_TRAIN += benchmarks/bench_checkpoint.py
 BENCH_TRAIN += benchmarks/bench_load.py
 
@@ -90,13 +93,7 @@ bench-data: $(VENV)/.installed
 bench-formats: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_inspect.py
 
-# What a user has who asked for no extra.
-work/plain/.installed: pyproject.toml constraints.txt | $(BIN)/uv
-	$(BIN)/uv venv --quiet --python $(PYTHON) work/plain
-	$(subst $(BIN)/python,work/plain/bin/python,$(UV)) --constraint constraints.txt --editable .
-	touch $@
-
-bench-train: $(VENV)/.installed work/plain/.installed
+bench-train: $(VENV)/.installed
 	$(UV) --constraint constraints.txt --editable '.[bench]'
 	@for script in $(BENCH_TRAIN); do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 

@@ -1,6 +1,6 @@
 """What the training loop costs beside its arithmetic, and how soon a run is back: the tiny model, on a CPU.
 
-    python benchmarks/bench_train.py [overhead] [resume] [--seconds 100] [--python PYTHON]
+    python benchmarks/bench_train.py [overhead] [resume] [--seconds 100]
 
 overhead: blocks of ten steps of the whole loop (data, captions, tokens, noise, clipping, EMA, logs, TensorBoard: all
 that is on by default), of the bare loop and of accelerate's take turns in one process, on the same modules and shapes
@@ -12,7 +12,6 @@ resume: a process each time, from its start to its first finished step.
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -119,7 +118,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them by default")
     parser.add_argument("--seconds", type=float, default=100.0, help="how long the loops take turns")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="what resumes: by default this one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -128,7 +126,7 @@ def main() -> None:
         if not arguments.parts or "overhead" in arguments.parts:
             measure_overhead(folder, arguments.seconds)
         if not arguments.parts or "resume" in arguments.parts:
-            measure_resume(folder, RESUME, arguments.python)
+            measure_resume(folder, RESUME)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from sumizome.data.loader import BatchLoader
 from sumizome.train import step
+from sumizome.train.denoising import Denoising
 from sumizome.train.trainer import Trainer
 
 __all__ = ["timed_parts"]
@@ -27,7 +28,7 @@ def timed_parts(trainer: Trainer) -> Iterator[dict[str, float]]:
         (trainer.ema, "update", "EMA"),
         (step, "tokenize", "tokens"),
         (step, "draw_noise", "noise"),
-        (trainer, "_timesteps", "timesteps"),
+        (Denoising, "draw", "timesteps"),
         (trainer, "_agree", "finite, stop and save of all ranks"),
         (trainer, "_after_step", "logs, saving, observers"),
         (BatchLoader, "step", "latents and captions (a thread of their own)"),

@@ -6,6 +6,7 @@ base model and its digests, latents, the checkpoint with every digest, the first
 
 import os
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,41 +55,52 @@ print(time.perf_counter() - started)
 _NAMES = ("imports", "checkpoint found, every digest checked", "model, latents and state loaded", "first step")
 
 
-def measure_resume(folder: Path, target: float, python: Path) -> None:
-    """Prints the time of a resume, and of its parts, of the tiny model below `folder`, under the interpreter `python`.
+def measure_resume(folder: Path, target: float) -> None:
+    """Prints the time of a resume, and of its parts, of the tiny model below `folder`.
 
-    Which one matters: diffusers and transformers import bitsandbytes and SciPy wherever they find them, so that an
-    environment with the test extra starts half as long again as one with Sumizome alone.
+    diffusers and transformers import bitsandbytes and SciPy wherever they find them, so that an environment with the
+    test extra starts a third later than one with Sumizome alone.
     """
     config = replace(tiny_config(folder, steps=_SAVED_AT), run_dir=folder / "resumed")
     settings = folder / "resumed.toml"
     settings.write_text(to_toml(config), encoding="utf-8")
-    train = [str(python), "-m", "sumizome", "train", str(settings)]
+    train = [sys.executable, "-m", "sumizome", "train", str(settings)]
     progress(f"a run of {_SAVED_AT} steps, to be resumed")
-    subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment())
     progress("resumed")
     clock, cpu = _first_step([*train, "--steps", str(_SAVED_AT + 5)])
     record("resume: process start to first step", clock, "s", target=target, better="lower")
     record("resume: the whole process, 5 steps and a save included", cpu, "CPU s", better="lower")
     settings.write_text(to_toml(replace(config, steps=_SAVED_AT + 10)), encoding="utf-8")
     progress("resumed again, part by part")
-    found = _printed(python, _PARTS, str(settings))
-    libraries = _printed(python, _LIBRARIES)[0]
+    found = _printed(_PARTS, str(settings))
+    libraries = _printed(_LIBRARIES)[0]
     for name, seconds in zip(_NAMES, found, strict=True):
         beside = {"peer": "torch, diffusers, transformers alone", "peer_value": libraries} if name == "imports" else {}
         record(f"resume: {name}", seconds, "s", better="lower", **beside)
 
 
-def _printed(python: Path, script: str, *arguments: str) -> list[float]:
+def _environment() -> dict[str, str]:
+    """This process's, but compiled modules are kept, as they are wherever nobody forbids it: an installation has them
+    from its first start, and a machine that compiles them anew at each start takes three times as long.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def _printed(script: str, *arguments: str) -> list[float]:
     """The numbers that a process of its own prints."""
-    done = subprocess.run([str(python), "-c", script, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True, env=_environment()
+    )
     return [float(number) for number in done.stdout.split()]
 
 
 def _first_step(command: list[str]) -> tuple[float, float]:
     """Seconds until the first step is reported, and CPU seconds of the whole process."""
     before, started = os.times(), time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=_environment()
+    ) as process:
         assert process.stdout is not None
         # Where there is no terminal, a run of so few steps prints a line each.
         line = next(line for line in process.stdout if line.startswith(f"step {_SAVED_AT + 1}/"))

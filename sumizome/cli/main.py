@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from sumizome import __version__
+from sumizome.cli.quick_imports import quick_imports
 from sumizome.errors import ConfigError, SumizomeError
 from sumizome.settings import parse
 
@@ -91,7 +92,8 @@ def _dispatch(arguments: list[str]) -> None:
         longer = group and not rest[0].startswith("-")
         name = " ".join(arguments[:2]) if longer else name
         raise ConfigError(f"unknown command '{name}'{_did_you_mean(name)}; `sumizome --help` lists them")
-    module = importlib.import_module(f"sumizome.cli.{name.replace(' ', '_')}")
+    with quick_imports():
+        module = importlib.import_module(f"sumizome.cli.{name.replace(' ', '_')}")
     module.run(parse(module.Command, rest, prog=f"sumizome {name}", description=module.__doc__))
 
 

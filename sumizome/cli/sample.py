@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from sumizome.cli.quick_imports import quick_imports
 from sumizome.diffusion.samplers import SamplerName
 from sumizome.diffusion.sigmas import Grid, SigmaMax
 from sumizome.prompts import PromptSyntax
@@ -136,8 +137,9 @@ def run(command: Command) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from sumizome.inference import draw_pictures, picture_grid
-    from sumizome.png_info import write_png
+    with quick_imports():
+        from sumizome.inference import draw_pictures, picture_grid
+        from sumizome.png_info import write_png
 
     _check(command)
     found = _found(command)

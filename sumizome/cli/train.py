@@ -11,6 +11,7 @@ explains, 70 another rank hangs.
 
 from typing import TYPE_CHECKING
 
+from sumizome.cli.quick_imports import quick_imports
 from sumizome.train.config import TrainConfig as Command
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ __all__ = ["Command", "run"]
 
 def run(command: Command) -> None:
     """Trains, showing progress; what the run writes is described in `sumizome.train.run_dir`."""
-    from sumizome.cli.training_session import run_session
-    from sumizome.train.build import build_trainer
+    with quick_imports():
+        from sumizome.cli.training_session import run_session
+        from sumizome.train.build import build_trainer
 
     run_session(command, build_trainer, _opening, _closing_words)
 

@@ -11,6 +11,7 @@ explains, 70 another rank hangs.
 
 from typing import TYPE_CHECKING
 
+from sumizome.cli.quick_imports import quick_imports
 from sumizome.vae.config import VaeTrainConfig as Command
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ def run(command: Command) -> None:
 
     Raises: ModelError if the encoder should ever have changed.
     """
-    from sumizome.cli.training_session import run_session
-    from sumizome.vae.build import build_vae_trainer
+    with quick_imports():
+        from sumizome.cli.training_session import run_session
+        from sumizome.vae.build import build_vae_trainer
 
     run_session(command, build_vae_trainer, _opening, _closing_words)
 
