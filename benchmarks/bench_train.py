@@ -22,7 +22,7 @@ from statistics import median
 # Threads that spin while they wait would count as CPU time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from loop_parts import timed_parts
+from loop_parts import THREAD, timed_parts
 from measurement import progress, record
 from resume_time import measure_resume
 from tiny_run import BATCH, make_inputs, tiny_config
@@ -108,8 +108,7 @@ def tell_parts(parts: dict[str, float]) -> None:
     for name, seconds in parts.items():
         record(f"beside bare: {name}, share of a step's CPU time", seconds / step, "1", better="lower")
     added = sum(parts.values())
-    # The loader's thread is not in the training thread's step.
-    whole = step + parts[next(name for name in parts if "thread" in name)]
+    whole = step + sum(seconds for name, seconds in parts.items() if THREAD in name)
     share = 1 - added / whole
     record("a step's CPU time without these parts, share", share, "1", target=OVERHEAD, better="higher")
 

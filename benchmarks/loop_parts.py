@@ -11,11 +11,12 @@ from typing import Any
 from unittest.mock import patch
 
 from sumizome.data.loader import BatchLoader
-from sumizome.train import step
 from sumizome.train.denoising import Denoising
 from sumizome.train.trainer import Trainer
 
-__all__ = ["timed_parts"]
+__all__ = ["THREAD", "timed_parts"]
+
+THREAD = "in a thread that works ahead"
 
 
 @contextmanager
@@ -26,12 +27,10 @@ def timed_parts(trainer: Trainer) -> Iterator[dict[str, float]]:
         (trainer, "_one_step", "step"),
         (trainer, "_clip", "gradient norm and clipping"),
         (trainer.ema, "update", "EMA"),
-        (step, "tokenize", "tokens"),
-        (step, "draw_noise", "noise"),
-        (Denoising, "draw", "timesteps"),
         (trainer, "_agree", "finite, stop and save of all ranks"),
         (trainer, "_after_step", "logs, saving, observers"),
-        (BatchLoader, "step", "latents and captions (a thread of their own)"),
+        (BatchLoader, "step", f"latents and captions ({THREAD})"),
+        (Denoising, "draw", f"timesteps, noise and tokens ({THREAD})"),
     ]
     with ExitStack() as stack:
         for owner, name, label in parts:

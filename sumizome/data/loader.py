@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,11 @@ from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
 from sumizome.shapes import Latents, PerSample, TimeIds
 
-__all__ = ["BatchLoader", "StepBatches", "TrainBatch", "build_loader", "split_validation"]
+__all__ = ["BatchLoader", "Prepare", "StepBatches", "TrainBatch", "build_loader", "split_validation"]
+
+Prepare: TypeAlias = Callable[[int, list[Any]], list[Any]]
+"""(step, its micro-batches) → what is handed out in their place; called by a thread that works ahead, so a function of
+these alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,9 +229,12 @@ class BatchLoader:
             self.read_ahead(coming)
         return self.step(step)
 
-    def from_step(self, step: int) -> "StepBatches":
-        """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it."""
-        return StepBatches(self._step_reading_ahead, step, self.prefetch, self.workers)
+    def from_step(self, step: int, prepare: Prepare | None = None) -> "StepBatches":
+        """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it.
+
+        Each step's are what `prepare` makes of them, ahead as they are.
+        """
+        return StepBatches(self._step_reading_ahead, step, self.prefetch, self.workers, prepare)
 
     def validation_batches(self, micro_batch_size: int) -> Iterator[TrainBatch]:
         """The held-out pictures, once each, bucket by bucket: plain captions, weight 1, seeds that never change."""
@@ -317,9 +324,16 @@ class BatchLoader:
 class StepBatches:
     """The micro-batches of a step and of all that follow. Threads make them ahead, a step each; they raise here."""
 
-    def __init__(self, make: Callable[[int], list[Any]], step: int, ahead: int, workers: int = 1) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], list[Any]],
+        step: int,
+        ahead: int,
+        workers: int = 1,
+        prepare: Prepare | None = None,
+    ) -> None:
         """`make(step)`: a step's micro-batches."""
-        self._make = make
+        self._make = (lambda step: prepare(step, make(step))) if prepare else make
         self._steps = itertools.count(step)
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch") if ahead and workers else None

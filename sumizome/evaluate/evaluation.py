@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sumizome.data.latents import open_latents
 from sumizome.data.loader import build_loader
@@ -35,9 +36,10 @@ from sumizome.evaluate.scores import (
     sharpness,
 )
 from sumizome.inference import PictureRequest, SamplingConfig, draw_pictures, native_canvas
+from sumizome.models.text_encoding import tokenize
 from sumizome.models.vae import latent_statistics
 from sumizome.models.vision_features import load_vision_features
-from sumizome.train.step import Objective, training_loss
+from sumizome.train.step import Objective, condition, denoising_loss, draw_noise
 
 __all__ = [
     "FeatureSpace",
@@ -254,15 +256,15 @@ def _validation(candidate: Candidate, reference: Reference, config: EvaluateConf
     count = min(config.validation_count, len(cache.index.pictures()) // 20)
     count = min(count, candidate.held_out or count)
     loader = build_loader(cache, seed=0, micro_batch_size=16, validation_count=count)
-    batches = list(loader.validation_batches(16))
+    losses_at: dict[int, list[Tensor]] = {t: [] for t in config.timesteps if 0 <= t < schedule.num_timesteps}
+    for batch in loader.validation_batches(16):
+        conditioning = condition(model, batch, tokenize(batch.captions, config.max_chunks))
+        noise = draw_noise(batch.seeds, batch.latents.shape[1:])
+        for t, losses in losses_at.items():
+            timesteps = torch.full((len(batch.seeds),), t)
+            losses.append(denoising_loss(model, objective, batch, timesteps, noise, conditioning).unweighted)
     facts = []
-    for t in config.timesteps:
-        if not 0 <= t < schedule.num_timesteps:
-            continue
-        losses = [
-            training_loss(model, objective, batch, torch.full((len(batch.seeds),), t), config.max_chunks).unweighted
-            for batch in batches
-        ]
+    for t, losses in losses_at.items():
         alpha = float(schedule.alphas_cumprod[t])
         as_velocity = {"epsilon": alpha, "sample": 1 - alpha, "v_prediction": 1.0}[model.prediction_type]
         values = torch.cat(losses).double().cpu().numpy() / as_velocity

@@ -124,7 +124,7 @@ def _new_trainer(config: TrainConfig, ranks: Ranks) -> DenoisingTrainer:
     base_schedule = build_noise_schedule(ScheduleConfig(**base["schedule"]))
     return Trainer(
         config=config,
-        task=Denoising(model, replace(objective, noise_offset=config.noise_offset), draw_timesteps, config.max_chunks),
+        task=Denoising(model, objective, draw_timesteps, config.max_chunks, config.noise_offset),
         loader=loader,
         parameters=parameters,
         optimizer=build_optimizer(config.optim, parameters, config.seed),

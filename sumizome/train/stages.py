@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
 from sumizome.data.batch_plan import BatchPlan
-from sumizome.data.loader import BatchLoader, StepBatches, TrainBatch
+from sumizome.data.loader import BatchLoader, Prepare, StepBatches, TrainBatch
 from sumizome.errors import ConfigError
 
 __all__ = ["Span", "Stage", "StagedBatches", "StagedLoader", "lay_out", "samples_before", "span_at"]
@@ -162,9 +162,9 @@ class StagedLoader:
         span = span_at(self.spans, step)
         return self.loaders[span.number].step(step - span.first)
 
-    def from_step(self, step: int) -> "StagedBatches":
+    def from_step(self, step: int, prepare: Prepare | None = None) -> "StagedBatches":
         """As a `BatchLoader`'s."""
-        return StagedBatches(self, step)
+        return StagedBatches(self, step, prepare)
 
     def validation_batches(self, micro_batch_size: int) -> Iterator[TrainBatch]:
         """As a `BatchLoader`'s: the first stage's."""
@@ -174,18 +174,20 @@ class StagedLoader:
 class StagedBatches:
     """The micro-batches of a step and of all that follow, through the stages."""
 
-    def __init__(self, loader: StagedLoader, step: int) -> None:
-        self._loader, self._step = loader, step
+    def __init__(self, loader: StagedLoader, step: int, prepare: Prepare | None) -> None:
+        self._loader, self._step, self._prepare = loader, step, prepare
         self._span = span_at(loader.spans, step)
         self._batches = self._open()
 
     def _open(self) -> StepBatches:
-        return self._loader.loaders[self._span.number].from_step(self._step - self._span.first)
+        first, prepare = self._span.first, self._prepare
+        of_run = prepare and (lambda step, batches: prepare(first + step, batches))
+        return self._loader.loaders[self._span.number].from_step(self._step - first, of_run)
 
     def __iter__(self) -> "StagedBatches":
         return self
 
-    def __next__(self) -> list[TrainBatch]:
+    def __next__(self) -> list[Any]:
         span = span_at(self._loader.spans, self._step)
         if span is not self._span:
             self._batches.close()

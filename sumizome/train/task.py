@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
+from sumizome.data.loader import Prepare
 from sumizome.distributed.parallelize import ParallelConfig
 from sumizome.shapes import PerSample, Timesteps
 from sumizome.train.config import CheckpointConfig
@@ -20,7 +21,7 @@ from sumizome.train.ema import EmaConfig
 from sumizome.train.optim import OptimConfig
 from sumizome.train.stages import Span
 
-__all__ = ["Batch", "Batches", "Place", "RunSettings", "StepLoss", "Task"]
+__all__ = ["Batch", "Batches", "Place", "PlacedBatch", "RunSettings", "StepLoss", "Task"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Place:
     """Its place in the step, over all ranks."""
     micro_batches: int
     """How many the step has."""
+
+
+@dataclass(frozen=True)
+class PlacedBatch:
+    """A micro-batch where it stands, and what its task drew for it."""
+
+    place: Place
+    batch: Any
+    drawn: Any
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,12 @@ class Batch(Protocol):
 
 @runtime_checkable
 class Batches(Protocol):
-    """What the loop asks of a run's data. `from_step` is an iterator of each step's micro-batches, and a context."""
+    """What the loop asks of a run's data.
 
-    def from_step(self, step: int) -> Any: ...
+    `from_step` is an iterator of what `prepare` makes of each step's micro-batches, and a context.
+    """
+
+    def from_step(self, step: int, prepare: Prepare | None = None) -> Any: ...
 
     def take_faults(self) -> list[str]: ...
 
@@ -92,7 +105,7 @@ class Task(Protocol):
         """Networks, by the beginning of their parameters' names, whose gradients have a norm of their own."""
 
     def draw(self, batch: Any, place: Place) -> Any:
-        """What a micro-batch needs beside itself: its timesteps, or how far a warm-up is."""
+        """What a micro-batch needs beside itself: its timesteps, or how far a warm-up is. A thread may ask ahead."""
 
     def loss(self, batch: Any, drawn: Any) -> StepLoss:
         """The loss of each sample; gradients flow to whatever requires them."""

@@ -35,7 +35,7 @@ from sumizome.train.precision import Precision
 from sumizome.train.saver import Saver
 from sumizome.train.stages import samples_before, span_at
 from sumizome.train.state import optimizer_tensors
-from sumizome.train.task import Batch, Batches, Place, RunSettings, StepLoss, Task
+from sumizome.train.task import Batch, Batches, Place, PlacedBatch, RunSettings, StepLoss, Task
 from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Asked", "StepReport", "Trainer"]
@@ -125,7 +125,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             stack.callback(self.saver.close)
             metrics = stack.enter_context(self._metrics())
             stack.enter_context(self._watchdog)
-            batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done))
+            batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done, self._placed))
             try:
                 self._enter_stage(metrics)
                 if not self.steps_done:
@@ -139,7 +139,16 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
                 raise
             self._save_for_good()
 
-    def _one_step(self, batches_of_steps: Iterator[list[Batch]], metrics: Any) -> StepReport:
+    def _placed(self, step: int, batches: list[Batch]) -> list[PlacedBatch]:
+        """A step's micro-batches with what the task draws for them, made ahead as they are."""
+        count = span_at(self._spans, step).micro_batches_per_step
+        places = [Place(step, place, count) for place in share(count, self.ranks.rank, self.ranks.world)]
+        return [
+            PlacedBatch(place, batch, self.task.draw(batch, place))
+            for place, batch in zip(places, batches, strict=True)
+        ]
+
+    def _one_step(self, batches_of_steps: Iterator[list[PlacedBatch]], metrics: Any) -> StepReport:
         self._pace.begin()
         self._watchdog.at(self.steps_done + 1, "waiting for data")
         batches = next(batches_of_steps)
@@ -149,7 +158,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         self._watchdog.step_is_done()
         seconds = self._pace.end()
         notes = self._after_step(metrics)
-        epoch = max(max(batch.epochs) for batch in batches)
+        epoch = max(max(placed.batch.epochs) for placed in batches)
         return StepReport(self.steps_done, epoch, loss, self._images_per_step / seconds, notes)
 
     def _enter_stage(self, metrics: Any) -> None:
@@ -157,12 +166,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         if len(self._spans) > 1:
             metrics.with_each = {"stage": self._stage.name}
 
-    @property
-    def _places(self) -> range:
-        """The places in a step's micro-batches that this rank takes."""
-        return share(self._stage.micro_batches_per_step, self.ranks.rank, self.ranks.world)
-
-    def _train_step(self, batches: list[Batch]) -> float:
+    def _train_step(self, placed: list[PlacedBatch]) -> float:
         """One optimizer step on the step's micro-batches; returns the unweighted loss over all ranks.
 
         A micro-batch is the mean over its samples, the step the mean over the micro-batches of all ranks.
@@ -173,8 +177,8 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
         stage = self._stage
         shape = lr_factor(self.config.optim, self.steps_done - stage.first, stage.last - stage.first)
         lr = apply_lr(self.optimizer, stage.lr_factor * shape)
-        last = len(batches) - 1
-        losses = [self._backward(batch, index, last=index == last) for index, batch in enumerate(batches)]
+        losses = [self._backward(one, of=len(placed), last=one is placed[-1]) for one in placed]
+        batches = [one.batch for one in placed]
         grad_norm = self._clip()
         mean_loss = self._agree(losses, grad_norm, batches)
         self._watchdog.at(self.steps_done + 1, "updating the weights")
@@ -186,13 +190,12 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             self.efficiency.add_step(losses)
         return mean_loss
 
-    def _backward(self, batch: Batch, index: int, *, last: bool) -> StepLoss:
-        """Adds a micro-batch's gradients; after the last one they are the mean over all ranks."""
+    def _backward(self, placed: PlacedBatch, *, of: int, last: bool) -> StepLoss:
+        """Adds the gradients of one `of` this rank's micro-batches; after the last they are the mean over all ranks."""
         self._watchdog.at(self.steps_done + 1, "in forward and backward")
-        place = Place(self.steps_done, self._places[index], self._stage.micro_batches_per_step)
-        drawn = self.task.draw(batch, place)
+        batch, drawn = placed.batch, placed.drawn
         if self._sample_log is not None:
-            self._sample_log.write(place, batch, self.task.log_line(batch, drawn))
+            self._sample_log.write(placed.place, batch, self.task.log_line(batch, drawn))
         with self.parallel.accumulating(last):
             if self.parallel.lockstep:
                 self._pace.meets_others()
@@ -201,7 +204,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             if last:
                 self._pace.meets_others()
             # DDP and FSDP2 take the mean over ranks, so that each divides by its own share.
-            (loss.weighted.mean() / len(self._places)).backward()
+            (loss.weighted.mean() / of).backward()
         return loss
 
     @property

@@ -6,7 +6,7 @@ their sigma, and its output becomes the run's through the clean latents that it 
 ends before the run's (SDXL's at sigma 14.6), there is no such timestep, and no number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from sumizome.errors import CheckpointError
 from sumizome.files import write_atomically
 from sumizome.models.conditioning import UNetConditioning, apply_unet
 from sumizome.models.sdxl import SDXLModel
-from sumizome.shapes import PerSample, Timesteps
+from sumizome.shapes import Latents, PerSample, Timesteps
 from sumizome.train.metrics import read_metrics
-from sumizome.train.step import Objective, draw_noise
+from sumizome.train.step import Objective
+from sumizome.train.validation import SampleLoss
 
 __all__ = ["base_loss", "readable_timesteps", "write_loss_table"]
 
@@ -29,15 +30,13 @@ def readable_timesteps(schedule: NoiseSchedule, base: NoiseSchedule, timesteps: 
     return [t for t in timesteps if float(schedule.sigmas[t]) <= float(base.sigmas[-1])]
 
 
-def base_loss(
-    model: SDXLModel, objective: Objective, base_type: PredictionType, base: NoiseSchedule
-) -> Callable[[TrainBatch, Timesteps, UNetConditioning], PerSample]:
-    """The run's unweighted loss of the base's answers: `(batch, timesteps, conditioning)` → one number a sample."""
+def base_loss(model: SDXLModel, objective: Objective, base_type: PredictionType, base: NoiseSchedule) -> SampleLoss:
+    """The run's unweighted loss of the base's answers."""
 
-    def loss(batch: TrainBatch, timesteps: Timesteps, conditioning: UNetConditioning) -> PerSample:
+    def loss(batch: TrainBatch, timesteps: Timesteps, noise: Latents, conditioning: UNetConditioning) -> PerSample:
         schedule, device = objective.schedule, model.unet.device
         latents = batch.latents.to(device)
-        noise = draw_noise(batch.seeds, latents.shape[1:]).to(device)
+        noise = noise.to(device)
         alphas_cumprod = schedule.alphas_cumprod_of(timesteps)
         noised_latents = schedule.add_noise(latents, noise, timesteps)
         own_timesteps = base.timestep_of(schedule.sigmas[timesteps])

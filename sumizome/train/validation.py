@@ -11,20 +11,21 @@ from sumizome.data.loader import TrainBatch
 from sumizome.distributed.runtime import Ranks
 from sumizome.models.conditioning import UNetConditioning
 from sumizome.models.sdxl import SDXLModel
-from sumizome.shapes import PerSample, Timesteps
+from sumizome.models.text_encoding import tokenize
+from sumizome.shapes import Latents, PerSample, Timesteps
 from sumizome.train.lookout import Lookout
-from sumizome.train.step import Objective, condition, denoising_loss
+from sumizome.train.step import Objective, condition, denoising_loss, draw_noise
 
 __all__ = ["SampleLoss", "loss_of", "validation_loss"]
 
-SampleLoss = Callable[[TrainBatch, Timesteps, UNetConditioning], PerSample]
-"""The loss of each sample of a batch at its timesteps, under its encoded captions."""
+SampleLoss = Callable[[TrainBatch, Timesteps, Latents, UNetConditioning], PerSample]
+"""The loss of each sample of a batch at its timesteps, with its noise, under its encoded captions."""
 
 
 def loss_of(model: SDXLModel, objective: Objective) -> SampleLoss:
     """The unweighted mean squared error of what the run learns."""
-    return lambda batch, timesteps, conditioning: (
-        denoising_loss(model, objective, batch, timesteps, conditioning).unweighted
+    return lambda batch, timesteps, noise, conditioning: (
+        denoising_loss(model, objective, batch, timesteps, noise, conditioning).unweighted
     )
 
 
@@ -48,10 +49,11 @@ def validation_loss(
     ranks, lookout = ranks or Ranks(), lookout or Lookout()
     sums = dict.fromkeys(timesteps, 0.0)
     for batch, counts in _share(batches, ranks):
-        conditioning, _ = condition(model, batch, max_chunks)
+        conditioning = condition(model, batch, tokenize(batch.captions, max_chunks))
+        noise = draw_noise(batch.seeds, batch.latents.shape[1:])
         for t in timesteps:
             lookout.together()
-            losses = sample_loss(batch, torch.full((len(batch.seeds),), t), conditioning)
+            losses = sample_loss(batch, torch.full((len(batch.seeds),), t), noise, conditioning)
             sums[t] += float(losses.double().sum()) if counts else 0.0
     samples = sum(len(batch.seeds) for batch in batches)
     return {str(t): total / samples for t, total in zip(sums, ranks.sums(list(sums.values())), strict=True)}

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sumizome.data.batch_plan import BatchPlan, MicroBatch, check_world
-from sumizome.data.loader import StepBatches, split_validation
+from sumizome.data.loader import Prepare, StepBatches, split_validation
 from sumizome.data.tags import GENERAL
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
@@ -76,9 +76,9 @@ class CropLoader:
         """What was made good in reading cached latents."""
         return [] if self.source.cache is None else self.source.cache.shards.take_faults()
 
-    def from_step(self, step: int) -> StepBatches:
+    def from_step(self, step: int, prepare: Prepare | None = None) -> StepBatches:
         """As a `data.loader.BatchLoader`'s."""
-        return StepBatches(self.step, step, self.prefetch, self.workers)
+        return StepBatches(self.step, step, self.prefetch, self.workers, prepare)
 
     def step(self, step: int) -> list[CropBatch]:
         """This process's micro-batches of one step, counted from 0. Raises: DataError naming a picture at fault."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import resource
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,11 +49,14 @@ def test_every_line_is_json_and_tensorboard_gets_the_nested_scalars(tmp_path: Pa
 @contextlib.contextmanager
 def files_no_larger_than(count: int) -> Iterator[None]:
     """The operating system takes a file's first bytes and refuses the rest, as a disk does that fills up."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, compiled = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    # Python takes the first bytes of a compiled module for the whole, and keeps them.
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = compiled
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from short_runs import short_run
 
+from sumizome.models.text_encoding import PromptTokens
 from sumizome.train.build import build_trainer
 from sumizome.train.config import TrainConfig
 from sumizome.train.optim import OptimConfig
 from sumizome.train.run_dir import hold_run_dir
+from sumizome.train.step import Drawn
 from sumizome.train.task import Place
 from sumizome.train.trainer import Trainer
 
@@ -40,7 +42,7 @@ def test_one_weight_moves_the_gradient_by_its_share_of_that_samples(config: Trai
         plain, _ = build_trainer(config)
         batch = plain.loader.step(0)[PLACE]
         # The sample on its own, at the timestep that the step gives it.
-        timesteps = plain.task.draw(batch, Place(0, PLACE, config.micro_batches_per_step))
+        drawn = plain.task.draw(batch, Place(0, PLACE, config.micro_batches_per_step))
         alone = replace(
             batch,
             latents=batch.latents[[ROW]],
@@ -49,7 +51,14 @@ def test_one_weight_moves_the_gradient_by_its_share_of_that_samples(config: Trai
             tag_weight=torch.ones(1),
             seeds=batch.seeds[[ROW]],
         )
-        loss = plain.task.loss(alone, timesteps[[ROW]])
+        loss = plain.task.loss(
+            alone,
+            Drawn(
+                drawn.timesteps[[ROW]],
+                drawn.noise[[ROW]],
+                PromptTokens(drawn.tokens.input_ids[:, [ROW]], drawn.tokens.dropped[ROW : ROW + 1]),
+            ),
+        )
         loss.weighted.sum().backward()
         of_sample = gradients(plain)
         before = gradients_of_step(plain)

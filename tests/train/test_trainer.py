@@ -320,6 +320,7 @@ def epsilon_error(model: SDXLModel, config: TrainConfig, t: int) -> float:
     """The mean of (ε̂ − ε)² / ᾱ over the held-out pictures, the network asked in its own schedule."""
     from sumizome.diffusion.schedule import build_noise_schedule
     from sumizome.models.conditioning import apply_unet
+    from sumizome.models.text_encoding import tokenize
     from sumizome.train.step import condition, draw_noise
 
     with hold_run_dir(config.run_dir):
@@ -332,7 +333,9 @@ def epsilon_error(model: SDXLModel, config: TrainConfig, t: int) -> float:
         noise = draw_noise(batch.seeds, batch.latents.shape[1:])
         noised = alpha**0.5 * batch.latents + (1 - alpha) ** 0.5 * noise
         asked = torch.full((len(noise),), nearest)
-        answer = apply_unet(model.unet, noised, asked, condition(model, batch, config.max_chunks)[0])
+        answer = apply_unet(
+            model.unet, noised, asked, condition(model, batch, tokenize(batch.captions, config.max_chunks))
+        )
         errors += ((answer - noise).square().flatten(1).mean(1) / alpha).tolist()
     return sum(errors) / len(errors)
 
