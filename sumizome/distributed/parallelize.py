@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -35,6 +36,11 @@ __all__ = [
 
 T = TypeVar("T")
 Strategy = Literal["none", "ddp", "fsdp", "hybrid"]
+
+
+_GRAPHS = 64
+"""Of one forward function. SDXL's residual blocks alone come in nine shapes of weights, and each is compiled for fixed
+and for varying sizes, with gradients and without: beyond torch's limit of 8 the rest would run uncompiled."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,7 @@ def parallelize(
     if activation_checkpointing:
         apply_checkpointing(parts)
     if config.compile:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
         _apply_to_forward(parts, torch.compile)
     if strategy in ("fsdp", "hybrid"):
         mesh = _mesh(strategy, config, ranks)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from sumizome.distributed.parallelize import ParallelConfig, parallelize, resolve_strategy
 from sumizome.distributed.runtime import Ranks, join_ranks
 from sumizome.errors import ConfigError
+from sumizome.models.networks import building_blocks
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,28 @@ def test_checkpointed_and_compiled_blocks_compute_the_same(monkeypatch: pytest.M
     assert dict(wrapped.named_parameters()).keys() == dict(plain.named_parameters()).keys()
     for mine, theirs in zip(wrapped.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_every_shape_of_sdxls_blocks_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch leaves a function uncompiled after eight versions, and SDXL's residual blocks alone have nine shapes."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward: real(forward, backend="eager"))
+    torch._dynamo.reset()
+    unet = UNet2DConditionModel(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16, 32),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(1, 2, 4),
+        cross_attention_dim=8,
+        norm_num_groups=4,
+        use_linear_projection=True,
+    )
+    parallelize({"unet": unet}, building_blocks, Ranks(), ParallelConfig(compile=True))
+    # Raised where a limit is met, else a warning among many.
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            for height, width, rows in ((8, 8, 77), (8, 12, 77), (12, 8, 154)):
+                unet(torch.randn(2, 4, height, width), 3, torch.randn(2, rows, 8))
+    torch._dynamo.reset()
