@@ -1,6 +1,7 @@
 """The slow libraries, imported without Python's collector looking again and again at what they bring."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,9 +15,11 @@ def quick_imports() -> Iterator[None]:
     torch, diffusers and transformers make a million objects that stay to the end: a sixteenth of their import went
     into searching these for cycles, and every full collection of a long run would search them once more.
     """
+    known = len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if len(sys.modules) > known:  # else a program that calls again would keep its garbage for ever
+            gc.freeze()
         gc.enable()
