@@ -32,7 +32,7 @@ help:
 	@echo "make demo       draw a tagged set, train a tiny SDXL on it, sample, export: 10 minutes on 2 cores"
 	@echo "make test       install what tests need, check style and types, run the tests"
 	@echo "make test-slow  tests at SDXL's real size and long fault tests"
-	@echo "make test-faults  kill, stop, damage and starve runs; writes docs/faults.md (hours on 2 cores)"
+	@echo "make test-faults  kill, stop, damage and starve runs; writes docs/faults.md (half an hour on 2 cores)"
 	@echo "make bench-data  measure the work on data beside its peers (a quiet machine: minutes)"
 	@echo "make bench-formats  inspect on a file of 7 GB beside a bare look at its header: seconds"
 	@echo "make bench-train  measure the training loop, saving and resuming beside their peers (a quiet machine: minutes)"
