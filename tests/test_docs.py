@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import re
 import shlex
+import tomllib
 import types
 import typing
 from collections.abc import Iterator
@@ -83,3 +84,26 @@ def test_commands_and_flags_exist(page: Path) -> None:
         known = set(flags_of(module.Command)) | {"help"}
         used = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--") and len(word) > 2]
         assert not [flag for flag in used if flag not in known], (name, words)
+
+
+def unknown_keys(table: dict[str, object], known: set[str], prefix: str = "") -> Iterator[str]:
+    """The keys of a settings file that a command with the flags `known` does not have, nested ones with a dot."""
+    for key, value in table.items():
+        name = prefix + key
+        if name not in known:
+            yield name
+        elif isinstance(value, dict) and any(flag.startswith(f"{name}.") for flag in known):
+            yield from unknown_keys(value, known, f"{name}.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_settings_files_fit_a_command(page: Path) -> None:
+    blocks = re.findall(r"^```toml[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    flags = [
+        set(flags_of(importlib.import_module(f"sumizome.cli.{name.replace(' ', '_')}").Command)) for name in COMMANDS
+    ]
+    for block in blocks:
+        settings = tomllib.loads(block)
+        if "source" not in settings:  # a list of folders for `ingest` is no settings file
+            unknown = [list(unknown_keys(settings, known)) for known in flags]
+            assert [] in unknown, (min(unknown, key=len), block)
