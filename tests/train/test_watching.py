@@ -28,7 +28,7 @@ def test_brightness_is_the_mean_of_the_pictures_and_its_error_that_of_each(
     monkeypatch.setattr(
         brightness_module,
         "draw_pictures",
-        lambda model, requests, on_step: [Picture(r, Image.new("RGB", (8, 8), (next(shades),) * 3)) for r in requests],
+        lambda model, requests, **_: [Picture(r, Image.new("RGB", (8, 8), (next(shades),) * 3)) for r in requests],
     )
     config = BrightnessConfig(prompts=("black", "white"), wanted=(0.0, 1.0), seeds=2, canvas=(32, 32))
     found = brightness(tiny, config, Ranks())
