@@ -1,4 +1,6 @@
-"""Files that are whole or not there: atomic writes, digests, sizes, locks. The one home of fsync, rename and flock."""
+"""Files that are whole or not there: atomic writes, appended pieces, digests, sizes, locks. The one home of fsync,
+rename and flock.
+"""
 
 import contextlib
 import fcntl
@@ -12,6 +14,7 @@ from typing import IO
 from sumizome.errors import DataError, SumizomeError
 
 __all__ = [
+    "AppendedFile",
     "files_committed",
     "flush_to_disk",
     "folder_committed",
@@ -22,6 +25,29 @@ __all__ = [
     "wait_for_lock",
     "write_atomically",
 ]
+
+
+class AppendedFile:
+    """A file that grows by whole pieces, also when the disk fills up within one."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises: OSError."""
+        self._file = path.open("ab", buffering=0)  # a buffer would bring a lost piece back, late or in part
+
+    def write(self, piece: bytes) -> None:
+        """Appends a piece. Raises: OSError, with nothing appended."""
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            while piece:  # a full disk takes a part before it refuses
+                piece = piece[self._file.write(piece) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
+            raise
+
+    def close(self) -> None:
+        """Closes the file. Raises: OSError."""
+        self._file.close()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, failure: type[SumizomeError] = DataError) -> None:

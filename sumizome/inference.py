@@ -11,6 +11,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -72,8 +73,8 @@ def draw_pictures(
     Raises: ConfigError for a canvas that the model cannot draw.
     """
     for request in requests:
-        check_canvas(model, request.canvas)
-        check_canvas(model, final_canvas(request))
+        for canvas in (request.canvas, final_canvas(request)):
+            check_canvas(model.unet, vae_factor(model.vae), canvas)
     batches = list(_batches(requests, batch_size, max_chunks))
     total = sum(len(sigmas) - 1 for batch in batches for sigmas in _grids(model, batch[0]))
     done = 0
@@ -273,10 +274,10 @@ def _denoiser(model: SDXLModel, conditioning: UNetConditioning) -> Denoise:
     return Denoiser(schedule, model.prediction_type, predict, network_dtype=model.unet.dtype)
 
 
-def check_canvas(model: SDXLModel, canvas: tuple[int, int]) -> None:
-    """Raises: ConfigError for a canvas that the model cannot draw."""
+def check_canvas(unet: UNet2DConditionModel, factor: int, canvas: tuple[int, int]) -> None:
+    """`factor` [px]: of the VAE. Raises: ConfigError for a canvas that these cannot draw."""
     # The U-Net halves the latents at every level but the last; other sides would not come back to their size.
-    multiple = vae_factor(model.vae) * 2 ** (len(model.unet.config["block_out_channels"]) - 1)
+    multiple = factor * 2 ** (len(unet.config["block_out_channels"]) - 1)
     if any(side < multiple or side % multiple for side in canvas):
         raise ConfigError(
             f"a canvas of {canvas[0]}×{canvas[1]} (height×width) cannot be drawn: "

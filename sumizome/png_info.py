@@ -68,6 +68,14 @@ def parameters_text(request: PictureRequest, model_name: str, zero_terminal_snr:
         settings["Schedule max sigma"] = f"{sampling.sigma_max:g}"
     if sampling.guidance.guidance_rescale:
         settings["Rescale CFG"] = f"{sampling.guidance.guidance_rescale:g}"
+    if request.redraw.image is not None:
+        settings["Denoising strength"] = f"{request.redraw.strength:g}"
+    if request.second_pass.scale > 1:
+        # A1111's passes are of as many steps and this enlargement; its own strength says where the second begins by a
+        # share of steps, ours by a sigma, so that none is claimed.
+        settings["Hires upscale"] = f"{request.second_pass.scale:g}"
+        settings["Hires steps"] = request.second_pass.steps
+        settings["Hires upscaler"] = "Latent (bicubic antialiased)"
     if zero_terminal_snr:
         settings["Noise Schedule"] = "Zero Terminal SNR"
     settings["Version"] = f"Sumizome {__version__}"

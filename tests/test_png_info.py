@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from sumizome.diffusion.guidance import GuidanceConfig
-from sumizome.inference import PictureRequest, SamplingConfig
+from sumizome.inference import PictureRequest, RedrawConfig, SamplingConfig, SecondPassConfig
 from sumizome.png_info import parameters_text, write_png
 
 # How A1111 1.10.1 takes the last line apart (interoperability facts, its own pattern of `name: value` pairs).
@@ -36,6 +36,19 @@ def test_a1111_reads_every_pair_back() -> None:
     assert pairs["Noise Schedule"] == "Zero Terminal SNR"
     assert pairs["Rescale CFG"] == "0.7"
     assert json.loads(pairs["Model"]) == "my, model: v"
+
+
+def test_a_drawing_over_a_picture_and_a_second_pass_are_told_in_a1111s_words() -> None:
+    def pairs(**changes: object) -> dict[str, str]:
+        text = parameters_text(replace(REQUEST, **changes), "m", zero_terminal_snr=True)
+        return dict(PAIR.findall(text.split("\n")[-1]))
+
+    assert not {"Denoising strength", "Hires upscale", "Hires steps"} & pairs().keys()
+    assert pairs(redraw=RedrawConfig(Path("a.png"), 0.6))["Denoising strength"] == "0.6"
+    larger = pairs(second_pass=SecondPassConfig(1.5, steps=12))
+    assert (larger["Hires upscale"], larger["Hires steps"], larger["Size"]) == ("1.5", "12", "832x1216")
+    assert larger["Hires upscaler"] == "Latent (bicubic antialiased)"
+    assert "Denoising strength" not in larger
 
 
 def test_what_is_off_is_not_written() -> None:

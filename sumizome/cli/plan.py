@@ -177,7 +177,10 @@ def _fit_lines(plan: "Plan", changes: "list[Change]", fitting: "Plan") -> Iterat
     for change in changes:
         yield f"  {change.setting}   ({change.price})"
     if not fitting.fits:
-        yield '  Take a larger GPU, more of them with parallel.strategy = "fsdp", or a smaller canvas.'
+        yield (
+            '  Take a larger GPU, a smaller canvas, or more GPUs with parallel.strategy = "fsdp", optim.name = "adamw" '
+            "and no optim.fused_backward."
+        )
 
 
 def _as_json(plan: "Plan") -> dict[str, Any]:

@@ -194,13 +194,16 @@ def share(micro_batches_per_step: int, rank: int, world: int) -> range:
     return range(rank * count, (rank + 1) * count)
 
 
-def check_world(micro_batches_per_step: int, world: int) -> None:
-    """Raises: ConfigError if a step's micro-batches cannot be shared evenly among `world` processes."""
+def check_world(micro_batches_per_step: int, world: int, whose: str = "") -> None:
+    """Raises: ConfigError if a step's micro-batches cannot be shared evenly among `world` processes.
+
+    `whose` begins the message.
+    """
     if world < 1 or micro_batches_per_step % world:
         nearest = -(-micro_batches_per_step // max(world, 1)) * max(world, 1)
         raise ConfigError(
-            f"micro_batches_per_step {micro_batches_per_step} cannot be shared evenly by {world} processes; use a "
-            f"number of processes that divides it, or train a new run with {nearest} (another number is another run)"
+            f"{whose}micro_batches_per_step {micro_batches_per_step} cannot be shared evenly by {world} processes; use "
+            f"a number of processes that divides it, or train a new run with {nearest} (another number is another run)"
         )
 
 

@@ -26,6 +26,7 @@ from sumizome.errors import ConfigError
 __all__ = [
     "Parallel",
     "ParallelConfig",
+    "Strategy",
     "apply_checkpointing",
     "local",
     "parallelize",

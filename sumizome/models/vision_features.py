@@ -4,8 +4,9 @@ Owns bringing pictures to the model's size and normalisation, as its `preprocess
 fetched, nothing is unpickled.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,21 @@ def load_vision_features(folder: Path, device: torch.device | str = "cpu") -> Vi
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         kind = CLIPVisionModel if config.model_type in ("clip", "clip_vision_model") else AutoModel
-        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().to(device)
+        with _quietly():
+            model, loading = kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise ModelError(
             f"{folder}: expected a folder of a transformers vision model with safetensors: {reason}"
         ) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"{folder}: {len(missing)} tensors of its {kind.__name__} are not there, such as {missing[0]}, and would "
+            "be random; give a folder that holds the whole vision model"
+        )
+    model.eval().to(device)
     size, mean, deviation = _preprocessing(folder, model.config)
 
     @torch.no_grad()
@@ -53,6 +63,22 @@ def load_vision_features(folder: Path, device: torch.device | str = "cpu") -> Vi
         return np.concatenate(found)
 
     return features
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """transformers draws bars over the command's status, and lists each tensor of CLIP's text encoder as unexpected."""
+    from transformers.utils import logging
+
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def _preprocessing(folder: Path, config: object) -> tuple[int, list[float], list[float]]:

@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sumizome.errors import ConfigError
 from sumizome.models.text_encoding import (
     BOS,
     CHUNK_LENGTH,
@@ -167,6 +168,7 @@ def encode_weighted(
 
     Shorter prompts are filled up with empty chunks in "plain" and "novelai", as in training; a1111 and comfyui repeat
     them up to a common multiple, which attention does not see. Pooled is the first chunk's, unweighted.
+    Raises: ConfigError for weights so large that embeddings, and with them the picture, would be no numbers.
     """
     longest = max(num_chunks, *(len(prompt.chunks) for prompt in prompts))
     weights = torch.ones(len(prompts), longest, CHUNK_LENGTH)
@@ -183,9 +185,22 @@ def encode_weighted(
             embeds = _from_empty(embeds.reshape(shape), empty, weights).reshape(embeds.shape)
         else:
             embeds = _scaled(embeds.reshape(shape), weights, widths).reshape(embeds.shape)
+        _check_finite(embeds, prompts)
     if syntax in ("a1111", "comfyui"):
         embeds = _repeated(embeds, [len(prompt.chunks) for prompt in prompts])
     return embeds, pooled
+
+
+def _check_finite(embeds: Tensor, prompts: Sequence[WeightedPrompt]) -> None:
+    # The parsers cannot say it: nested weights multiply, and how much is too much depends on the number format.
+    for row, prompt in zip(embeds, prompts, strict=True):
+        if not bool(row.isfinite().all()):
+            tokens = [token for chunk in prompt.chunks for token in chunk]
+            at_fault = max(tokens, key=lambda token: abs(token.weight))
+            raise ConfigError(
+                f"the weight of {at_fault.text.strip()!r} is {at_fault.weight:g} in all, more than embeddings in "
+                f"{str(row.dtype).removeprefix('torch.')} can bear; nested weights multiply: take smaller ones"
+            )
 
 
 def _input_ids(prompts: Sequence[WeightedPrompt], chunks: int) -> Int64[Tensor, "2 b k 77"]:

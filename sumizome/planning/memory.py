@@ -9,12 +9,14 @@ from functools import lru_cache
 
 import numpy as np
 
+from sumizome.distributed.parallelize import Strategy, resolve_strategy
+from sumizome.distributed.runtime import Ranks
 from sumizome.planning.networks import Networks, count
 from sumizome.train.config import TrainConfig
 from sumizome.train.footprint import StepFootprint, measure_step
 from sumizome.train.precision import PrecisionName
 
-__all__ = ["GAPS", "Cluster", "Memory", "checkpoint_bytes", "memory_of", "strategy_of", "trained_count"]
+__all__ = ["GAPS", "Cluster", "Memory", "checkpoint_bytes", "memory_of", "trained_count"]
 
 GIB = 2**30
 
@@ -39,6 +41,11 @@ class Cluster:
     disk_speed: float = 1.0
     """GB/s to the checkpoints' disk, of one machine."""
 
+    @property
+    def ranks(self) -> Ranks:
+        """The numbers of its processes, one a GPU, for whoever asks what so many can train; they talk to nobody."""
+        return Ranks(world=self.gpus, local_world=min(self.gpus, self.gpus_per_machine))
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -54,13 +61,6 @@ class Memory:
     @property
     def total(self) -> float:
         return sum(self.parts.values()) + self.gaps + self.context
-
-
-def strategy_of(config: TrainConfig, cluster: Cluster) -> str:
-    """As `train` would choose it on that many GPUs."""
-    if cluster.gpus == 1:
-        return "none"
-    return "ddp" if config.parallel.strategy == "auto" else config.parallel.strategy
 
 
 def trained_count(config: TrainConfig, networks: Networks) -> int:
@@ -81,8 +81,8 @@ def memory_of(
 
     `accumulates`: a GPU has more than one of them a step.
     """
-    trained, strategy = trained_count(config, networks), strategy_of(config, cluster)
-    shards = _shards(config, cluster, strategy)
+    trained, strategy = trained_count(config, networks), resolve_strategy(config.parallel, cluster.ranks)
+    shards = _shards(config, cluster.ranks, strategy)
     # FSDP2 cuts gradients up as they cross ranks, which is after the last micro-batch; "hybrid" after each.
     gradient_shards = 1 if accumulates and strategy == "fsdp" else shards
     width = _weight_bytes(config)
@@ -118,12 +118,12 @@ def _weight_bytes(config: TrainConfig) -> int:
     return 2 if config.precision == "pure_bf16" else 4
 
 
-def _shards(config: TrainConfig, cluster: Cluster, strategy: str) -> int:
+def _shards(config: TrainConfig, ranks: Ranks, strategy: Strategy) -> int:
     """Over how many GPUs one copy of the state is cut."""
     if strategy == "fsdp":
-        return cluster.gpus
+        return ranks.world
     if strategy == "hybrid":
-        return config.parallel.shard_size or min(cluster.gpus, cluster.gpus_per_machine)
+        return config.parallel.shard_size or ranks.local_world
     return 1
 
 

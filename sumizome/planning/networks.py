@@ -31,6 +31,13 @@ class Networks:
         """Parameters of both text encoders."""
         return sum(map(count, self.text_encoders))
 
+    def trained_names(self, *, text_is_trained: bool) -> list[str]:
+        """The trained parameters, as checkpoints and `optim.lr_of` name them."""
+        networks: dict[str, nn.Module] = {"unet": self.unet}
+        if text_is_trained:
+            networks |= dict(zip(("text_encoder", "text_encoder_2"), self.text_encoders, strict=True))
+        return [f"{part}.{name}" for part, network in networks.items() for name, _ in network.named_parameters()]
+
 
 def count(network: nn.Module) -> int:
     """Parameters of a network."""

@@ -11,12 +11,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from sumizome.errors import ConfigError
-from sumizome.planning.memory import Cluster, Memory, checkpoint_bytes, memory_of, strategy_of, trained_count
+from sumizome.inference import check_canvas
+from sumizome.planning.memory import Cluster, Memory, checkpoint_bytes, memory_of, trained_count
 from sumizome.planning.networks import Networks, count
 from sumizome.planning.work import Canvas, StageWork, largest
+from sumizome.train.combinations import check_combinations
 from sumizome.train.config import TrainConfig
 from sumizome.train.flop import ImageFlop, image_flop
+from sumizome.train.optim import lr_factors
 from sumizome.train.stages import Span
 
 __all__ = ["Plan", "StagePlan", "make_plan"]
@@ -94,17 +96,17 @@ class Plan:
 def make_plan(config: TrainConfig, cluster: Cluster, networks: Networks, work: Sequence[StageWork]) -> Plan:
     """What a run would take whose stages do this work (`work.work_of`).
 
-    Raises: ConfigError if the GPUs cannot share a stage's step out.
+    Raises: ConfigError for a run that `train` would refuse on these GPUs, or with these networks.
     """
     spans = config.spans()
-    for span in spans:
-        _check_shares(span, cluster, staged=len(spans) > 1)
+    strategy = check_combinations(config, cluster.ranks)
+    _check_networks(config, networks)
     checkpoint = checkpoint_bytes(config, networks)
     machines = -(-cluster.gpus // cluster.gpus_per_machine)
     return Plan(
         config=config,
         cluster=cluster,
-        strategy=strategy_of(config, cluster),
+        strategy=strategy,
         parameters={
             "U-Net": count(networks.unet),
             "text encoders": networks.text_count,
@@ -117,12 +119,11 @@ def make_plan(config: TrainConfig, cluster: Cluster, networks: Networks, work: S
     )
 
 
-def _check_shares(span: Span, cluster: Cluster, *, staged: bool) -> None:
-    if span.micro_batches_per_step % cluster.gpus:
-        raise ConfigError(
-            f"{f'stage {span.name}: ' if staged else ''}micro_batches_per_step is {span.micro_batches_per_step}, which "
-            f"{cluster.gpus} GPUs cannot share out; give a multiple, such as {cluster.gpus}"
-        )
+def _check_networks(config: TrainConfig, networks: Networks) -> None:
+    lr_factors(config.optim.lr_of, networks.trained_names(text_is_trained=config.optim.text_encoder_lr > 0))
+    for pictures in (config.preview, config.brightness):
+        if pictures.every:
+            check_canvas(networks.unet, networks.vae_factor, pictures.canvas)
 
 
 def _stage_plan(config: TrainConfig, cluster: Cluster, networks: Networks, span: Span, work: StageWork) -> StagePlan:

@@ -4,6 +4,7 @@ A number stands directly before its "::" and holds to the next bare "::", or to 
 are text. A bracket that is never closed weighs all that follows it; one that was never opened is text.
 """
 
+import math
 import re
 
 from sumizome.prompts.parts import Part, finite_weight, joined
@@ -41,4 +42,7 @@ def parse(text: str) -> tuple[Part, ...]:
 
 def _weight(brackets: list[str]) -> float:
     """1.05 to the number of curly brackets less that of square ones: `{[x]}` is exactly 1."""
-    return float(_STEP ** (brackets.count("{") - brackets.count("[")))
+    try:
+        return float(_STEP ** (brackets.count("{") - brackets.count("[")))
+    except OverflowError:
+        return math.inf

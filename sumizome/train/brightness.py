@@ -34,10 +34,11 @@ def brightness(
     config: BrightnessConfig,
     ranks: Ranks | None = None,
     *,
+    max_chunks: int = 3,
     lockstep: bool = False,
     lookout: Lookout | None = None,
 ) -> Brightness:
-    """How bright the prompts' pictures come out of pure noise.
+    """How bright the prompts' pictures come out of pure noise. `max_chunks`: as captions have.
 
     With `lockstep` every forward pass needs all ranks, so that each draws all; else each draws its part. Collective.
     Raises: LookEnded on every rank when one is asked to stop.
@@ -55,7 +56,7 @@ def brightness(
     sums = np.zeros((2, len(config.prompts)))
     may_go_on, ended = lookout.together if lockstep else lookout.alone, False
     try:
-        pictures = draw_pictures(model, requests, on_step=lambda *_: may_go_on())
+        pictures = draw_pictures(model, requests, max_chunks=max_chunks, on_step=lambda *_: may_go_on())
         for (prompt, _), picture in zip(mine, pictures, strict=True):
             mean = float(np.asarray(picture.image.convert("L"), dtype=np.float64).mean() / 255)
             sums[:, prompt] += mean, abs(mean - config.wanted[prompt])

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-from sumizome.data.batch_plan import check_world
 from sumizome.data.latent_statistics import stated_statistics
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import BatchLoader, build_loader
@@ -20,15 +19,16 @@ from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
 from sumizome.distributed.parallelize import Parallel, parallelize, put_shard, resolve_strategy
 from sumizome.distributed.runtime import Ranks
-from sumizome.errors import CheckpointError, ConfigError
+from sumizome.errors import CheckpointError
 from sumizome.inference import check_canvas
 from sumizome.models.model_weights import fill_shards
 from sumizome.models.networks import building_blocks
 from sumizome.models.sdxl import Component, SDXLModel, load_model
-from sumizome.models.vae import apply_latent_statistics
+from sumizome.models.vae import apply_latent_statistics, vae_factor
 from sumizome.seeds import derive_seed
 from sumizome.settings import as_mapping
 from sumizome.train.checkpoint import SavedCheckpoint
+from sumizome.train.combinations import check_combinations
 from sumizome.train.config import TrainConfig
 from sumizome.train.denoising import Denoising
 from sumizome.train.efficiency import Efficiency, device_peak
@@ -68,7 +68,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Deno
     """
     ranks = ranks or Ranks()
     config = _with_absolute_paths(config)
-    _check_ranks(config, ranks)  # before anything is loaded
+    check_combinations(config, ranks)  # before anything is loaded
     trainer = _new_trainer(config, ranks)
     loader = trainer.loader
     told = {
@@ -89,22 +89,6 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def _absolute(latents: Path) -> Path:
     return latents if is_remote(latents) else latents.resolve()
-
-
-def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
-    """Raises: ConfigError for a setting that is not for so many ranks, in any stage."""
-    strategy = resolve_strategy(config.parallel, ranks)
-    for span in config.spans():
-        check_world(span.micro_batches_per_step, ranks.world)
-    if config.optim.fused_backward and strategy != "none":
-        raise ConfigError(
-            f"optim.fused_backward is for one device, here several train together ({strategy}); set it to false"
-        )
-    if config.optim.name != "adamw" and strategy in ("fsdp", "hybrid"):
-        raise ConfigError(
-            f'optim.name = "{config.optim.name}" cannot be cut over ranks ({strategy}); '
-            'take "adamw" or parallel.strategy = "ddp"'
-        )
 
 
 def _new_trainer(config: TrainConfig, ranks: Ranks) -> DenoisingTrainer:
@@ -186,7 +170,7 @@ def _prepare_networks(model: SDXLModel, config: TrainConfig, precision: Precisio
             network.to(precision.weights)
     for pictures in (config.preview, config.brightness):
         if pictures.every:
-            check_canvas(model, pictures.canvas)
+            check_canvas(model.unet, vae_factor(model.vae), pictures.canvas)
     model.vae.requires_grad_(False)
     model.unet.requires_grad_(True).train()
     model.text_encoders.requires_grad_(config.optim.text_encoder_lr > 0)

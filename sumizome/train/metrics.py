@@ -5,10 +5,8 @@ invariant: what cannot be written (a full disk) is told and lost, whole; it neve
 here would leave the others waiting.
 """
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +16,9 @@ import torch
 
 from sumizome.distributed.runtime import Ranks
 from sumizome.errors import SumizomeError
+from sumizome.files import AppendedFile
 from sumizome.train.task import Batch, Place, StepLoss
+from sumizome.train.tensorboard_writer import TensorBoardWriter
 from sumizome.train.wandb_writer import WandbWriter
 
 __all__ = ["Metrics", "NoMetrics", "SampleLog", "Window", "read_metrics"]
@@ -42,10 +42,8 @@ class _Losses:
         except (OSError, SumizomeError) as error:
             if what not in self._lasting:
                 reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-                self._untold.append(
-                    f"{what} cannot be written ({reason}); training goes on without it: free some disk, or see to "
-                    "where it is written"
-                )
+                remedy = ": free some disk, or see to where it is written" if isinstance(error, OSError) else ""
+                self._untold.append(f"{what} cannot be written ({reason}); training goes on without it{remedy}")
             self._lasting.add(what)
             return None
         self._lasting.discard(what)
@@ -58,25 +56,28 @@ class _Losses:
 
 
 class _Lines:
-    """A file of JSON lines; what is in it is whole lines, also when the disk fills up within one."""
+    """A file of whole JSON lines, opened by the first, and again by each one for as long as it cannot be opened."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)  # a buffer would bring a lost line back, late or in part
+    def __init__(self, path: Path, prepare: Callable[[], None] = lambda: None) -> None:
+        """`prepare` comes before the opening."""
+        self._path, self._prepare = path, prepare
+        self._file: AppendedFile | None = None
+
+    def open(self) -> AppendedFile:
+        """The file. Raises: OSError."""
+        if self._file is None:
+            self._prepare()
+            self._file = AppendedFile(self._path)
+        return self._file
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a line. Raises: OSError, with nothing appended."""
-        line = (json.dumps(record) + "\n").encode()
-        before = os.fstat(self._file.fileno()).st_size
-        try:
-            while line:  # a full disk takes a part before it refuses
-                line = line[self._file.write(line) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(before)
-            raise
+        self.open().write((json.dumps(record) + "\n").encode())
 
     def close(self) -> None:
-        self._file.close()
+        """Closes the file. Raises: OSError."""
+        if self._file is not None:
+            self._file.close()
 
 
 class NoMetrics:
@@ -108,16 +109,22 @@ class NoMetrics:
 class Metrics:
     """Writes a run's numbers; `close` it, or use it as a context."""
 
-    def __init__(self, run_dir: Path, steps_done: int, tensorboard: bool, wandb: WandbWriter | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        steps_done: int,
+        tensorboard: bool,
+        begin_wandb: Callable[[], WandbWriter] | None = None,
+    ) -> None:
         self.with_each: Mapping[str, Any] = {}
         """What stands in every record from now on, such as the stage."""
-        path = run_dir / "metrics.jsonl"
-        _cut(path, steps_done)
-        self._lines = _Lines(path)
-        self._wandb = wandb
-        self._tensorboard = _TensorBoard(run_dir / "tensorboard", steps_done + 1) if tensorboard else None
         self._losses = _Losses()
         self.keep, self.take_complaints = self._losses.keep, self._losses.take_complaints
+        path = run_dir / "metrics.jsonl"
+        self._lines = _Lines(path, lambda: _cut(path, steps_done))
+        self.keep("metrics.jsonl", self._lines.open)
+        self._wandb = None if begin_wandb is None else self.keep("wandb", begin_wandb)
+        self._tensorboard = TensorBoardWriter(run_dir / "tensorboard", steps_done + 1) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Records the values of a step. A nested mapping becomes one scalar a key in TensorBoard."""
@@ -150,51 +157,6 @@ class Metrics:
         self.close()
 
 
-class _TensorBoard:
-    """Events for TensorBoard. Its writer is of no more use once it has failed: the next event begins another file."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        self._folder = folder
-        self._purge: int | None = first_step
-        self._writer: Any = None
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records the values of a step. Raises: OSError."""
-        with self._writing() as writer:
-            for name, value in scalars.items():
-                writer.add_scalar(name, value, step)
-
-    def write_image(self, step: int, name: str, image: Any) -> None:
-        """Records a picture [H, W, 3] uint8. Raises: OSError."""
-        with self._writing() as writer:
-            writer.add_image(name, image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Writes what is left. Raises: OSError."""
-        if self._writer is not None:
-            self._writer.close()
-
-    def _opened(self) -> Any:
-        # A heavy import: the first step does not wait for it, and a run without TensorBoard does not pay for it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self._folder), purge_step=self._purge)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[Any]:
-        try:
-            if self._writer is None:
-                # Only the first file purges what lies beyond the checkpoint: a later one would purge this run's own.
-                self._writer, self._purge = self._opened(), None
-            yield self._writer
-        except OSError:
-            failed, self._writer = self._writer, None
-            with contextlib.suppress(OSError):
-                if failed is not None:
-                    failed.close()
-            raise
-
-
 class SampleLog:
     """What this rank trained on, a line a micro-batch; the lines of all ranks together are the step's, in any number.
 
@@ -203,24 +165,30 @@ class SampleLog:
 
     def __init__(self, run_dir: Path, ranks: Ranks, steps_done: int) -> None:
         folder = run_dir / "samples"
-        if ranks.is_first:
+        self._losses = _Losses()
+        self.take_complaints = self._losses.take_complaints
+
+        def prepare() -> bool:
             folder.mkdir(exist_ok=True)
             for path in folder.glob("rank-*.jsonl"):
                 _cut(path, steps_done)
-        ranks.gather(None)
-        self._lines = _Lines(folder / f"rank-{ranks.rank:05d}.jsonl")
-        self._losses = _Losses()
-        self.take_complaints = self._losses.take_complaints
+            return True
+
+        # Where lines beyond the checkpoint could not be cut, more of them would make steps twice.
+        is_ready = ranks.first(lambda: self._losses.keep("samples", prepare))
+        self._lines = _Lines(folder / f"rank-{ranks.rank:05d}.jsonl") if is_ready else None
 
     def write(self, place: Place, batch: Batch, told: Mapping[str, Any]) -> None:
         """One micro-batch, its step counted from 1; `told` is what its task says of it."""
         line = {"step": place.step + 1, "place": place.micro_batch, "samples": batch.sample_ids}
         line |= {"epochs": batch.epochs, "seeds": batch.seeds.tolist(), **told}
-        self._losses.keep("samples", lambda: self._lines.write(line))
+        if (lines := self._lines) is not None:
+            self._losses.keep("samples", lambda: lines.write(line))
 
     def close(self) -> None:
         """Closes the file."""
-        self._losses.keep("samples", self._lines.close)
+        if self._lines is not None:
+            self._losses.keep("samples", self._lines.close)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

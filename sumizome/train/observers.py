@@ -82,13 +82,21 @@ def build_observers(
         # A forward pass of sharded networks needs every rank; else the first draws alone.
         if not (ranks.is_first or parallel.lockstep):
             return None
-        grid = draw_preview(model, config.preview, lookout.together if parallel.lockstep else lookout.alone)
+        may_go_on = lookout.together if parallel.lockstep else lookout.alone
+        grid = draw_preview(model, config.preview, config.max_chunks, may_go_on)
         path = metrics.keep("the preview", lambda: write_preview(grid, config.run_dir / "previews", step))
         metrics.write_image(step, "previews", np.asarray(grid))
         return f"preview {path}" if path else None
 
     def flat_pictures(step: int, metrics: Any, lookout: Lookout) -> str | None:
-        found = brightness(model, config.brightness, ranks, lockstep=parallel.lockstep, lookout=lookout)
+        found = brightness(
+            model,
+            config.brightness,
+            ranks,
+            max_chunks=config.max_chunks,
+            lockstep=parallel.lockstep,
+            lookout=lookout,
+        )
         metrics.write(step, found)
         means = ", ".join(f"{prompt} {mean:.3f}" for prompt, mean in found["brightness"].items())
         return f"brightness {means}; off by {found['brightness_error']:.3f}"

@@ -18,7 +18,16 @@ from sumizome.errors import ConfigError
 from sumizome.train.fused_backward import FusedBackward
 from sumizome.train.rounding import RoundedAdamW
 
-__all__ = ["LrSchedule", "OptimConfig", "OptimizerName", "apply_lr", "build_optimizer", "lr_factor", "lr_factors"]
+__all__ = [
+    "LrSchedule",
+    "OptimConfig",
+    "OptimizerName",
+    "apply_lr",
+    "build_optimizer",
+    "check_rounding",
+    "lr_factor",
+    "lr_factors",
+]
 
 OptimizerName: TypeAlias = Literal["adamw", "adamw8bit", "adafactor"]
 LrSchedule: TypeAlias = Literal["constant", "cosine", "linear", "rex"]
@@ -145,11 +154,7 @@ def _maker(
     """The optimizer's class with its settings, waiting for parameter groups."""
     betas = (config.beta1, config.beta2)
     is_half = any(parameter.dtype == torch.bfloat16 for parameter in parameters.values())
-    if is_half and config.name != "adamw":
-        raise ConfigError(
-            f'optim.name = "{config.name}" rounds to the nearest, which loses small steps of bfloat16 weights; '
-            'take "adamw", which rounds them stochastically, or precision = "bf16" with float32 weights'
-        )
+    check_rounding(config, in_bfloat16=is_half)
     if is_half:
         return partial(RoundedAdamW, betas=betas, eps=config.eps, seed=seed)
     if config.name == "adamw":
@@ -163,6 +168,15 @@ def _maker(
             f"optim.name = \"adamw8bit\" needs bitsandbytes ({error}); run `pip install 'sumizome[8bit]'`"
         ) from error
     return partial(AdamW8bit, betas=betas, eps=config.eps)
+
+
+def check_rounding(config: OptimConfig, *, in_bfloat16: bool) -> None:
+    """Raises: ConfigError if the weights are bfloat16 and this optimizer cannot round them stochastically."""
+    if in_bfloat16 and config.name != "adamw":
+        raise ConfigError(
+            f'optim.name = "{config.name}" rounds to the nearest, which loses small steps of bfloat16 weights; '
+            'take "adamw", which rounds them stochastically, or precision = "bf16" with float32 weights'
+        )
 
 
 def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:

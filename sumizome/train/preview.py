@@ -15,8 +15,10 @@ from sumizome.train.config import PreviewConfig
 __all__ = ["draw_preview", "write_preview"]
 
 
-def draw_preview(model: SDXLModel, config: PreviewConfig, may_go_on: Callable[[], None]) -> Image.Image:
-    """Draws the configured prompts with the model's present weights, as one grid.
+def draw_preview(
+    model: SDXLModel, config: PreviewConfig, max_chunks: int, may_go_on: Callable[[], None]
+) -> Image.Image:
+    """Draws the configured prompts with the model's present weights, as one grid. `max_chunks`: as captions have.
 
     `may_go_on` is asked after each sampler step; what it raises ends the drawing.
     """
@@ -27,8 +29,8 @@ def draw_preview(model: SDXLModel, config: PreviewConfig, may_go_on: Callable[[]
         PictureRequest(prompt, canvas=config.canvas, seed=config.seed + index, sampling=sampling)
         for index, prompt in enumerate(config.prompts)
     ]
-    pictures = [picture.image for picture in draw_pictures(model, requests, on_step=lambda *_: may_go_on())]
-    return picture_grid(pictures)
+    pictures = draw_pictures(model, requests, max_chunks=max_chunks, on_step=lambda *_: may_go_on())
+    return picture_grid([picture.image for picture in pictures])
 
 
 def write_preview(grid: Image.Image, directory: Path, step: int) -> Path:

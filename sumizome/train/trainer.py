@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -36,7 +37,7 @@ from sumizome.train.saver import Saver
 from sumizome.train.stages import samples_before, span_at
 from sumizome.train.state import optimizer_tensors
 from sumizome.train.task import Batch, Batches, Place, PlacedBatch, RunSettings, StepLoss, Task
-from sumizome.train.wandb_writer import WandbWriter
+from sumizome.train.wandb_writer import WandbWriter, check_wandb
 
 __all__ = ["Asked", "StepReport", "Trainer"]
 
@@ -390,7 +391,9 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             if config.log_samples:
                 self._sample_log = SampleLog(config.run_dir, self.ranks, self.steps_done)
                 stack.callback(self._sample_log.close)
-            metrics = _build_metrics(config, self.steps_done) if self.ranks.is_first else NoMetrics()
+            opened: list[Metrics] = []
+            self.ranks.first(lambda: opened.append(_build_metrics(config, self.steps_done)))
+            metrics = opened[0] if opened else NoMetrics()
             stack.callback(lambda: self.complaints.extend(metrics.take_complaints()))  # what closing met, too
             yield stack.enter_context(metrics)
 
@@ -405,8 +408,12 @@ def _in_short(notes: list[str]) -> list[str]:
 
 
 def _build_metrics(config: RunSettings, steps_done: int) -> Metrics:
-    wandb = WandbWriter(config.run_dir, config.wandb, as_mapping(config)) if config.wandb else None
-    return Metrics(config.run_dir, steps_done, config.tensorboard, wandb)
+    """Raises: ConfigError if wandb is wanted and not installed; what else it may want is told, as all that observes."""
+    if not config.wandb:
+        return Metrics(config.run_dir, steps_done, config.tensorboard)
+    check_wandb(config.wandb)
+    begin = partial(WandbWriter, config.run_dir, config.wandb, as_mapping(config))
+    return Metrics(config.run_dir, steps_done, config.tensorboard, begin)
 
 
 def _network_apart(name: str, apart: Sequence[str]) -> str:

@@ -12,20 +12,24 @@ from typing import Any
 
 from sumizome.errors import ConfigError, StoreError
 
-__all__ = ["WandbWriter"]
+__all__ = ["WandbWriter", "check_wandb"]
+
+
+def check_wandb(project: str) -> None:
+    """Raises: ConfigError if wandb is not installed."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"wandb = '{project}' needs wandb ({error}); run `pip install 'sumizome[wandb]'`") from error
 
 
 class WandbWriter:
     """Writes to one wandb run; `close` it."""
 
     def __init__(self, run_dir: Path, project: str, settings: Mapping[str, Any]) -> None:
-        """Raises: ConfigError if wandb is not installed, or does not begin the run."""
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(
-                f"wandb = '{project}' needs wandb ({error}); run `pip install 'sumizome[wandb]'`"
-            ) from error
+        """Raises: OSError, StoreError if wandb does not begin the run."""
+        import wandb
+
         path = run_dir / "wandb-run-id.txt"
         if not path.exists():
             path.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
@@ -40,9 +44,9 @@ class WandbWriter:
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.errors.Error as error:
-            raise ConfigError(
-                f"wandb does not begin the run ({str(error).splitlines()[0]}); log in with `wandb login`, set "
-                "WANDB_MODE=offline, or leave wandb out"
+            raise StoreError(
+                f"it does not begin the run: {_first_line(error)}; log in with `wandb login` or set "
+                "WANDB_MODE=offline, and the next start tries again"
             ) from error
         self._image, self._error = wandb.Image, wandb.errors.Error
         # Our own step: wandb's may only grow, and a resume goes back to its checkpoint.
@@ -68,4 +72,8 @@ class WandbWriter:
         try:
             yield
         except self._error as error:
-            raise StoreError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+            raise StoreError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

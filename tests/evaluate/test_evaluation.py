@@ -10,6 +10,7 @@ import pytest
 import torch
 from hostile_text import parse
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sumizome.cli.main import main
 from sumizome.data.buckets import BucketConfig
@@ -162,12 +163,22 @@ def test_settings_that_measure_nothing_are_refused(changed: dict[str, object], s
         check_config(replace(EvaluateConfig(), **changed))  # type: ignore[arg-type]
 
 
-def test_a_local_vision_model_gives_features(tmp_path: Path) -> None:
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+def test_a_local_vision_model_gives_features(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     CLIPVisionModel(CLIPVisionConfig(**small, image_size=32, patch_size=16)).save_pretrained(tmp_path / "clip")
+    sides = {"text_config": {**small, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}}
+    sides["vision_config"] = {**small, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(**sides)).save_pretrained(tmp_path / "both")
+    capfd.readouterr()
+    load_vision_features(tmp_path / "both")
     features = load_vision_features(tmp_path / "clip")
+    assert capfd.readouterr() == ("", "")  # neither a bar of transformers' own nor its table of a text encoder
+    tensors = load_file(tmp_path / "clip/model.safetensors")
+    save_file(dict(list(tensors.items())[1:]), tmp_path / "clip/model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="1 tensors of its CLIPVisionModel are not there"):
+        load_vision_features(tmp_path / "clip")
     pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "red", "blue")]
     found = features(pictures)
     assert found.shape == (3, 16) and np.allclose(found[0], found[1]) and not np.allclose(found[0], found[2])

@@ -1,10 +1,13 @@
 """Chunks as each program fills them, and what a weight does to an embedding, worked out by hand."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sumizome.errors import ConfigError
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.text_encoding import CHUNK_LENGTH, CHUNK_TOKENS, chunk_prompt, encode_prompts, tokenize
 from sumizome.models.weighted_prompts import chunk_weighted, encode_weighted
@@ -91,6 +94,25 @@ def test_a1111_scales_a_token_and_restores_each_encoders_mean(
         expected = scaled * (plain[:, columns].mean() / scaled.mean())
         torch.testing.assert_close(weighted[:, columns], expected)
         torch.testing.assert_close(weighted[:, columns].mean(), plain[:, columns].mean())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "syntax", "dtype"),
+    [
+        (f"a, ((cat:{10**30}):{10**30}), dog", "a1111", torch.float32),
+        ("a, (cat:3.4e38), dog", "comfyui", torch.float32),
+        ("a, " + "{" * 20_000 + "cat", "novelai", torch.float32),
+        ("a, (cat:70000), dog", "a1111", torch.float16),
+    ],
+)
+def test_weights_beyond_what_embeddings_can_bear_are_refused(
+    tiny: SDXLModel, prompt: str, syntax: PromptSyntax, dtype: torch.dtype
+) -> None:
+    chunked = [chunk_weighted(text, syntax) for text in ("fine", prompt)]
+    encoders = tiny.text_encoders if dtype == torch.float32 else copy.deepcopy(tiny.text_encoders).to(dtype)
+    with pytest.raises(ConfigError, match=r"the weight of 'cat' is .* in all, more than") as refused:
+        encode_weighted(encoders, chunked, syntax)
+    assert "\n" not in str(refused.value)
 
 
 def test_prompts_of_other_lengths_are_repeated_or_filled_up(tiny: SDXLModel) -> None:

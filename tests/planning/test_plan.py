@@ -11,6 +11,8 @@ import torch
 from sumizome.cli.main import main
 from sumizome.data.buckets import BucketConfig
 from sumizome.data.latent_plan import CachePlan, Fingerprint, write_plan
+from sumizome.distributed.parallelize import ParallelConfig
+from sumizome.distributed.runtime import Ranks
 from sumizome.errors import ConfigError
 from sumizome.models.architecture import unet_config
 from sumizome.models.networks import build_network
@@ -20,7 +22,8 @@ from sumizome.planning.memory import Cluster
 from sumizome.planning.networks import Networks, read_networks
 from sumizome.planning.plan import Plan, make_plan
 from sumizome.planning.work import work_of
-from sumizome.train.config import TrainConfig
+from sumizome.train.build import build_trainer
+from sumizome.train.config import PreviewConfig, TrainConfig
 from sumizome.train.flop import forward_flop
 from sumizome.train.optim import OptimConfig, build_optimizer
 from sumizome.train.stages import Stage
@@ -128,8 +131,41 @@ def test_no_advice_is_what_training_refuses(
 ) -> None:
     config = replace(config, micro_batches_per_step=gpus, optim=OptimConfig(**optim))
     changes, found = way_to_fit(plan_of(config, Cluster(gpus=gpus, gpu_memory=0.5), tiny_networks, 1), tiny_networks)
-    assert changes
+    assert changes and not found.fits
     assert found.strategy == ("ddp" if gpus > 1 else "none")
+
+
+REFUSED: dict[str, tuple[int, dict[str, Any]]] = {
+    "8-bit Adam cut up": (2, {"optim": OptimConfig(name="adamw8bit"), "parallel": ParallelConfig("fsdp")}),
+    "Adafactor cut up": (2, {"optim": OptimConfig(name="adafactor"), "parallel": ParallelConfig("hybrid")}),
+    "fused backward on two": (2, {"optim": OptimConfig(fused_backward=True)}),
+    "two alone": (2, {"parallel": ParallelConfig("none")}),
+    "groups of three of four": (4, {"parallel": ParallelConfig("hybrid", shard_size=3)}),
+    "8-bit Adam of bfloat16": (1, {"optim": OptimConfig(name="adamw8bit"), "precision": "pure_bf16"}),
+    "epsilon from pure noise": (1, {"prediction_type": "epsilon"}),
+    "a canvas between two": (1, {"preview": PreviewConfig(every=1, canvas=(65, 64))}),
+}
+
+
+@pytest.mark.parametrize(("gpus", "settings"), REFUSED.values(), ids=REFUSED.keys())
+def test_no_run_is_planned_that_training_refuses(
+    tiny_folder: Path, config: TrainConfig, gpus: int, settings: dict[str, Any]
+) -> None:
+    fused = "optim" in settings and settings["optim"].fused_backward
+    config = replace(config, model=tiny_folder, micro_batches_per_step=1 if fused else gpus, **settings)
+    with pytest.raises(ConfigError) as of_training:
+        build_trainer(config, Ranks(world=gpus, local_world=gpus))
+    with pytest.raises(ConfigError) as of_plan:
+        plan_of(config, Cluster(gpus=gpus), read_networks(tiny_folder), 1)
+    assert str(of_plan.value) == str(of_training.value)
+
+
+def test_a_rate_of_no_part_is_not_planned(tiny_networks: Networks, config: TrainConfig) -> None:
+    for text_encoder_lr, pattern in ((0.0, "unet.side"), (0.0, "text_encoder"), (1e-5, "text_encoder_3")):
+        optim = OptimConfig(lr_of={pattern: 0.5}, text_encoder_lr=text_encoder_lr)
+        with pytest.raises(ConfigError, match=f'lr_of "{pattern}" fits no parameter'):
+            plan_of(replace(config, optim=optim), Cluster(), tiny_networks, 1)
+    plan_of(replace(config, optim=replace(optim, lr_of={"text_encoder_2": 0.5})), Cluster(), tiny_networks, 1)
 
 
 @pytest.fixture
@@ -171,18 +207,29 @@ def test_a_staged_run_needs_its_fullest_stage_and_the_time_of_all(tiny_networks:
 
 def test_the_gpus_must_share_out_every_stages_step(tiny_networks: Networks, staged: TrainConfig) -> None:
     assert len(plan_of(staged, Cluster(gpus=2), tiny_networks).stages) == 2
-    with pytest.raises(ConfigError, match="stage 2: micro_batches_per_step is 2, which 4 GPUs cannot share out"):
+    with pytest.raises(ConfigError, match="stage 2: micro_batches_per_step 2 cannot be shared evenly by 4 processes"):
         plan_of(staged, Cluster(gpus=4), tiny_networks)
 
 
 def test_advice_changes_every_stage_and_no_stage_loses_pictures(tiny_networks: Networks, staged: TrainConfig) -> None:
     hopeless = plan_of(staged, Cluster(gpu_memory=0.5), tiny_networks)
-    changes, found = way_to_fit(hopeless, tiny_networks)
+    _, found = way_to_fit(hopeless, tiny_networks)
     assert found.config.optim.fused_backward
     assert [(s.span.micro_batch_size, s.span.micro_batches_per_step) for s in found.stages] == [(1, 1), (1, 1)]
     assert found.images == hopeless.images
-    smaller = next(change for change in changes if change.setting.startswith("micro_batch_size"))
+    several = plan_of(staged, Cluster(gpus=2, gpu_memory=0.5), tiny_networks)  # where nothing can be fused
+    smaller = next(c for c in way_to_fit(several, tiny_networks)[0] if "micro_batch_size" in c.settings)
     assert [span.images_per_step for span in smaller.apply(staged).spans()] == [12, 4]
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_no_two_changes_set_the_same(tiny_networks: Networks, staged: TrainConfig, gpus: int) -> None:
+    for precision in ("fp32", "pure_bf16"):
+        tight = plan_of(replace(staged, precision=precision), Cluster(gpus=gpus, gpu_memory=0.5), tiny_networks)
+        changes, found = way_to_fit(tight, tiny_networks)
+        names = [name for change in changes for name in change.settings]
+        assert len(names) == len(set(names)) > 0
+        assert found.config.optim.fused_backward == ("optim.fused_backward" in names) == (gpus == 1)
 
 
 def test_a_staged_run_is_planned_by_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +262,7 @@ def test_the_command_reads_a_runs_file_and_names_what_cannot_be(
     assert found["fits"] and found["images"] == 1000 and found["strategy"] == "ddp"
     assert found["trained"] == sum(p.numel() for p in build_network("unet", _config_of(tiny_folder)).parameters())
     assert main(["plan", str(run), "--gpus", "3"]) == 2
-    assert "micro_batches_per_step is 4, which 3 GPUs cannot share out" in capsys.readouterr().err
+    assert "micro_batches_per_step 4 cannot be shared evenly by 3 processes" in capsys.readouterr().err
     assert main(["plan", str(run), "--gpu", "tpu"]) == 2
     assert "h100" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

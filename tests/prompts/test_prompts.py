@@ -1,10 +1,12 @@
 """Golden prompts of each syntax: what the programs themselves make of them."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sumizome.prompts import PromptSyntax, parse_prompt, prompts_by_step, scheduled
+from sumizome.prompts import Part, PromptSyntax, parse_prompt, prompts_by_step, scheduled
 
 
 def _parts(text: str, syntax: PromptSyntax) -> list[list[tuple[str, float]]]:
@@ -149,6 +151,10 @@ def test_novelai_takes_a_number_of_too_many_digits_for_text() -> None:
 def test_brackets_may_stand_as_deep_as_one_likes(brackets: str, syntax: PromptSyntax) -> None:
     for step in scheduled(brackets[0] * 3000 + "cat" + brackets[1] * 3000, syntax, 2):
         assert "cat" in "".join(part.text for part in parse_prompt(step, syntax)[0])
+
+
+def test_brackets_beyond_the_largest_number_weigh_infinity() -> None:
+    assert parse_prompt("{" * 20_000 + "cat", "novelai") == ((Part("cat", math.inf),),)
 
 
 @given(st.text(alphabet="ab, -_/é墨", max_size=30), st.sampled_from(["plain", "a1111", "comfyui", "novelai"]))

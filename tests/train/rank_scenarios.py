@@ -79,6 +79,8 @@ def scenarios(config: TrainConfig, ranks: Ranks) -> dict[str, object]:
         for look in ("validation", "preview", "brightness")
     ]
     found["no equal shares"] = refused(at("odd", micro_batches_per_step=3), ranks, ConfigError)
+    found["without wandb"] = without_wandb(at("no wandb", wandb="project"), ranks)
+    found["logs that cannot be opened"] = logs_in_the_way(at("no logs"), ranks)
     found["nan"] = not_finite_on_one_rank(at("nan"), ranks)
     found["before, at and after a look"] = [outputs_around_a_look(name, ranks) for name in ("ddp", "fsdp", "hybrid")]
     return found
@@ -166,6 +168,25 @@ def refused(config: TrainConfig, ranks: Ranks, error: type[Exception]) -> str:
     except error as refusal:
         return str(refusal)
     return ""
+
+
+def without_wandb(config: TrainConfig, ranks: Ranks) -> str:
+    """What each rank says where the first one lacks wandb, which no other needs."""
+    if ranks.is_first:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+    said = refused(config, ranks, ConfigError)
+    if ranks.is_first:
+        del sys.modules["wandb"]
+    return said
+
+
+def logs_in_the_way(config: TrainConfig, ranks: Ranks) -> int:
+    """Steps done where the logs' places are taken."""
+    if ranks.is_first:
+        (config.run_dir / "metrics.jsonl").mkdir(parents=True)
+        (config.run_dir / "samples").write_text("")
+    ranks.gather(None)
+    return train(config, ranks).steps_done
 
 
 def not_finite_on_one_rank(config: TrainConfig, ranks: Ranks) -> dict[str, object]:

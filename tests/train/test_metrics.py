@@ -78,15 +78,17 @@ def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path: Path) -> None
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 4]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
-def test_tensorboard_survives_a_full_disk_and_begins_another_file(tmp_path: Path) -> None:
+def test_tensorboard_survives_a_full_disk_without_a_word_of_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with Metrics(tmp_path, 0, tensorboard=True) as metrics:
         metrics.write(1, {"loss": 1.0})
         with files_no_larger_than(100):
             for step in range(2, 8):
                 metrics.write_image(step, "previews", np.zeros((64, 64, 3), np.uint8))
                 metrics.write(step, {"loss": 0.5})
-        assert any(told.startswith("tensorboard cannot be written") for told in metrics.take_complaints())
+            (told,) = [told for told in metrics.take_complaints() if told.startswith("tensorboard")]
+        assert told.startswith("tensorboard cannot be written (File too large); training goes on")
         metrics.write(8, {"loss": 0.25})
         metrics.write(9, {"loss": 0.125})
 
@@ -94,7 +96,46 @@ def test_tensorboard_survives_a_full_disk_and_begins_another_file(tmp_path: Path
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert events.Scalars("loss")[-1].value == 0.125
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (8, 0.25), (9, 0.125)]
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_tensorboard_forgets_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
+    for steps_done, value in ((0, 1.0), (2, 2.0)):
+        with Metrics(tmp_path, steps_done, tensorboard=True) as metrics:
+            for step in range(steps_done + 1, 5):
+                metrics.write(step, {"loss": value})
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+def test_logs_that_cannot_be_opened_end_no_start(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n')
+    path.with_suffix(".jsonl.unfinished").mkdir()  # so that nothing can be cut
+    (tmp_path / "samples").write_text("")
+    (tmp_path / "tensorboard").write_text("")
+    with Metrics(tmp_path, 1, tensorboard=True) as metrics:
+        metrics.write(2, {"loss": 20})
+        assert [told.split(" (")[0] for told in metrics.take_complaints()] == [
+            "metrics.jsonl cannot be written",
+            "tensorboard cannot be written",
+        ]
+        path.with_suffix(".jsonl.unfinished").rmdir()
+        metrics.write(3, {"loss": 30})
+    assert [(record["step"], record["loss"]) for record in read_metrics(path)] == [(1, 1), (3, 30)]
+    batch: Any = SimpleNamespace(
+        sample_ids=["a"], epochs=[0], seeds=torch.zeros(1, dtype=torch.int64), tag_categories=[()]
+    )
+    log = SampleLog(tmp_path, Ranks(), 0)
+    log.write(Place(0, 0, 1), batch, {})
+    log.close()
+    (told,) = log.take_complaints()
+    assert told.startswith("samples cannot be written (File exists); training goes on without it")
 
 
 class LostWandb(WandbWriter):
@@ -109,7 +150,7 @@ class LostWandb(WandbWriter):
 
 
 def test_wandb_that_fails_ends_nothing(tmp_path: Path) -> None:
-    with Metrics(tmp_path, 0, False, LostWandb()) as metrics:
+    with Metrics(tmp_path, 0, False, LostWandb) as metrics:
         for step in (1, 2):
             metrics.write(step, {"loss": 1})
         (told,) = metrics.take_complaints()

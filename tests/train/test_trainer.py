@@ -416,6 +416,25 @@ def test_pictures_and_tables_that_find_no_room_are_told_and_the_run_goes_on(
     assert list((config.run_dir / "previews").iterdir()) == []
 
 
+def test_pictures_are_drawn_with_as_many_chunks_as_captions_have(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("preview", "brightness"):
+        module = importlib.import_module(f"sumizome.train.{name}")
+
+        def recorded(*arguments: Any, honest: Any = module.draw_pictures, **options: Any) -> Any:
+            found.append(options["max_chunks"])
+            return honest(*arguments, **options)
+
+        monkeypatch.setattr(module, "draw_pictures", recorded)
+    small = {"every": 1, "canvas": (32, 32), "sampling_steps": 1, "prompts": ("a",)}
+    looks = {"preview": PreviewConfig(**small), "brightness": BrightnessConfig(**small, wanted=(0.5,), seeds=1)}
+    optim = replace(config.optim, warmup_steps=0)
+    train(replace(config, steps=1, max_chunks=2, optim=optim, **looks))
+    assert found == [2, 2]
+
+
 def test_a_stop_is_saved_and_nothing_is_looked_at(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch system kills half a minute after it asked: previews must not come first."""
 

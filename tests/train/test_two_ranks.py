@@ -173,6 +173,14 @@ def test_ranks_that_cannot_share_a_step_are_told_what_to_set(runs: Runs) -> None
     assert all("cannot be shared evenly by 2 processes" in found["no equal shares"] for found in runs.found)
 
 
+def test_a_first_rank_without_wandb_keeps_no_other_waiting(runs: Runs) -> None:
+    assert all("pip install 'sumizome[wandb]'" in found["without wandb"] for found in runs.found)
+
+
+def test_logs_that_cannot_be_opened_end_no_run_of_two_ranks(runs: Runs) -> None:
+    assert [found["logs that cannot be opened"] for found in runs.found] == [4, 4]
+
+
 def test_nan_on_one_rank_moves_no_weight_and_names_the_sample(runs: Runs) -> None:
     for found in runs.found:
         nan = found["nan"]

@@ -1,7 +1,9 @@
 """What a run tells: means by tag category and by part, peak FLOP by name, wandb without a network, and README.txt."""
 
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +19,8 @@ from sumizome.train import brightness as brightness_module
 from sumizome.train.brightness import brightness
 from sumizome.train.config import BrightnessConfig
 from sumizome.train.gradient_norms import GradientNorms, global_norm
-from sumizome.train.metrics import Metrics
-from sumizome.train.wandb_writer import WandbWriter
+from sumizome.train.metrics import Metrics, read_metrics
+from sumizome.train.wandb_writer import WandbWriter, check_wandb
 
 
 def test_brightness_is_the_mean_of_the_pictures_and_its_error_that_of_each(
@@ -28,7 +30,7 @@ def test_brightness_is_the_mean_of_the_pictures_and_its_error_that_of_each(
     monkeypatch.setattr(
         brightness_module,
         "draw_pictures",
-        lambda model, requests, on_step: [Picture(r, Image.new("RGB", (8, 8), (next(shades),) * 3)) for r in requests],
+        lambda model, requests, **_: [Picture(r, Image.new("RGB", (8, 8), (next(shades),) * 3)) for r in requests],
     )
     config = BrightnessConfig(prompts=("black", "white"), wanted=(0.0, 1.0), seeds=2, canvas=(32, 32))
     found = brightness(tiny, config, Ranks())
@@ -64,7 +66,8 @@ def test_wandb_keeps_a_run_offline_and_goes_on_with_it(tmp_path: Path, monkeypat
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for step in (1, 2):
-        with Metrics(tmp_path, step - 1, False, WandbWriter(tmp_path, "project", {"steps": 2})) as metrics:
+        begin = partial(WandbWriter, tmp_path, "project", {"steps": 2})
+        with Metrics(tmp_path, step - 1, False, begin) as metrics:
             metrics.write(step, {"loss": 0.5, "validation_loss": {"999": 0.25 * step}, "note": "text"})
             metrics.write_image(step, "previews", np.zeros((4, 4, 3), np.uint8))
     files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
@@ -74,7 +77,24 @@ def test_wandb_keeps_a_run_offline_and_goes_on_with_it(tmp_path: Path, monkeypat
         assert words in written
 
 
-def test_wandb_that_is_missing_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_that_is_missing_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"sumizome\[wandb\]"):
-        WandbWriter(tmp_path, "project", {})
+        check_wandb("project")
+
+
+def test_wandb_that_does_not_begin_is_told_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class WandbError(Exception):
+        pass
+
+    def init(**_: object) -> None:
+        raise WandbError("api_key not configured\nmore lines")
+
+    fake = SimpleNamespace(init=init, Settings=dict, errors=SimpleNamespace(Error=WandbError))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with Metrics(tmp_path, 0, False, partial(WandbWriter, tmp_path, "project", {})) as metrics:
+        metrics.write(1, {"loss": 1})
+        (told,) = metrics.take_complaints()
+    assert told.startswith("wandb cannot be written (it does not begin the run: api_key not configured; log in with")
+    assert "free some disk" not in told and "\n" not in told
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
