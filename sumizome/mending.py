@@ -19,7 +19,7 @@ from sumizome.export_check import TORCH_DTYPES, cast_weight, check_step, read_ba
 from sumizome.export_metadata import check_sidecar, commit_with_sidecar, sidecar_path
 from sumizome.files import folder_committed
 from sumizome.inspection import Findings, inspect_model
-from sumizome.mend_decision import MendConfig, betas_of, check_place, check_source, decide, is_file
+from sumizome.mend_decision import MendConfig, betas_of, check_kept, check_place, check_source, decide, is_file
 from sumizome.mend_words import changes_of, copied_metadata
 from sumizome.models.architecture import SDXL_SCALING_FACTOR, Config
 from sumizome.models.diffusers_folder import folder_key, write_small_files
@@ -56,6 +56,8 @@ def mend_model(source: Path, out: Path, config: MendConfig | None = None, *, ove
     """
     config = config or MendConfig()
     check_place(source, out, overwrite)
+    if config.vae is not None:
+        check_kept(config.vae, out)
     return write_copy(open_source(source, config, as_file=is_file(out)), out, config)
 
 

@@ -259,6 +259,32 @@ def test_never_in_place_and_never_over_something_unasked(tiny_file: Path, tiny_f
     assert inspect_model(mend_model(source, tmp_path / "taken.safetensors", overwrite=True).path).problems == ()
 
 
+def test_a_folder_that_holds_the_source_is_not_replaced(tiny_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """A clone from the hub holds the single file beside the folder's parts: --overwrite took the source with it."""
+    clone = tmp_path / "clone"
+    shutil.copytree(tiny_folder, clone)
+    source = clone / "model.safetensors"
+    shutil.copyfile(tiny_file, source)
+    with pytest.raises(ExportError, match="lies inside"):
+        mend_model(source, clone, overwrite=True)
+    with pytest.raises(ExportError, match="lies inside"):
+        mend_model(tiny_file, clone, MendConfig(vae=clone / "vae"), overwrite=True)
+    with pytest.raises(ExportError, match="the source itself"):
+        mend_model(tiny_file, source, MendConfig(vae=source), overwrite=True)
+    assert source.read_bytes() == tiny_file.read_bytes()
+
+
+def test_a_link_to_a_folder_is_replaced_and_leaves_nothing_beside_it(
+    tiny_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "link"
+    shutil.copytree(tiny_folder, elsewhere)
+    link.symlink_to(elsewhere)
+    mend_model(tiny_file, link, MendConfig(verify_step=False), overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link"]
+    assert (elsewhere / "model_index.json").exists() and not link.is_symlink()
+
+
 def test_an_incomplete_or_another_model_is_refused(bare: Path, tmp_path: Path) -> None:
     tensors = load_file(bare)
     del tensors[f"{UNET}out.2.bias"]

@@ -1,6 +1,7 @@
 """A decoder on its way into a model: verdicts, what differs, what does not, refusals; and the commands end to end."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,25 @@ def test_the_vae_alone_reads_back_and_diffusers_opens_it(
         assert model_digest(theirs.float()) == model_digest(back)
     with pytest.raises(ExportError, match="give --overwrite"):
         bake_vae(finetuned, tiny_folder, out)
+
+
+def test_a_vae_replaces_neither_the_models_own_nor_another_folder(
+    finetuned: AutoencoderKL, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The run goes on from the model's own VAE; and many folders have a config.json that hold no VAE."""
+    model, project = tmp_path / "model", tmp_path / "project"
+    shutil.copytree(tiny_folder, model)
+    project.mkdir()
+    for name in ("config.json", "diary.txt"):
+        (project / name).write_text("{}")
+    before = model_digest(load_vae(model))
+    with pytest.raises(ExportError, match="inside the source"):
+        bake_vae(finetuned, model, model / "vae", overwrite=True)
+    with pytest.raises(ExportError, match="holds no diffusers VAE"):
+        bake_vae(finetuned, model, project, overwrite=True)
+    assert model_digest(load_vae(model)) == before and (project / "diary.txt").exists()
+    out = bake_vae(finetuned, model, tmp_path / "vae")
+    assert bake_vae(finetuned, model, out, overwrite=True) == out
 
 
 def test_a_model_with_another_encoder_is_refused(finetuned: AutoencoderKL, tiny_folder: Path, tmp_path: Path) -> None:
