@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from sumizome.errors import ConfigError, ExportError, ModelError
+from sumizome.export_check import TORCH_DTYPES
+from sumizome.export_metadata import ExportDtype
 from sumizome.mend_decision import MendConfig, check_place
 from sumizome.mending import Mended, Source, open_source, write_copy
 from sumizome.models.key_map import KeyRule
@@ -65,7 +67,7 @@ def merge_weighted(
         )
     shares = [weight / sum(weights) for weight in weights]
     combine = partial(_weighted, shares)
-    return Merged(write_copy(_combined(sources, combine), out, config), tuple(warnings))
+    return Merged(write_copy(_combined(sources, combine, config), out, config), tuple(warnings))
 
 
 def add_difference(
@@ -102,7 +104,7 @@ def add_difference(
             f"{foreign[0]} is not read as {kind}, as the other one is: the difference holds the change of the target "
             "itself and will spoil the base. Both sides of a difference must predict the same."
         )
-    return Merged(write_copy(_combined(sources, partial(_added, scale)), out, config), tuple(warnings))
+    return Merged(write_copy(_combined(sources, partial(_added, scale), config), out, config), tuple(warnings))
 
 
 def _open(paths: Sequence[Path], out: Path, config: MendConfig, overwrite: bool) -> list[Source]:
@@ -120,7 +122,7 @@ def _added(scale: float, tensors: list[Tensor]) -> Tensor:
     return base + scale * (add - minus)
 
 
-def _combined(sources: list[Source], combine: Combine) -> Source:
+def _combined(sources: list[Source], combine: Combine, config: MendConfig) -> Source:
     """The first source, its U-Net and text encoders replaced by the combination."""
     first = sources[0]
     networks = []
@@ -129,7 +131,7 @@ def _combined(sources: list[Source], combine: Combine) -> Source:
             networks.append(network)
             continue
         matching = [_matching(source, network, first) for source in sources]
-        networks.append(replace(network, read=partial(_read, matching, combine)))
+        networks.append(replace(network, read=partial(_read, matching, combine, config.dtype)))
     return replace(first, networks=networks)
 
 
@@ -143,9 +145,11 @@ def _matching(source: Source, network: Network, first: Source) -> Network:
     )
 
 
-def _read(networks: list[Network], combine: Combine, rule: KeyRule) -> dict[str, Tensor]:
-    """The rule's native tensors, combined in float32, in the first network's dtype."""
-    dtype = networks[0].dtype(rule)
+def _read(
+    networks: list[Network], combine: Combine, asked: ExportDtype | None, rule: KeyRule
+) -> dict[str, Tensor]:
+    """The rule's native tensors, combined in float32 and rounded once: to the dtype asked for, or the first network's."""
+    dtype = TORCH_DTYPES[asked] if asked else networks[0].dtype(rule)
     read = [network.read(rule) for network in networks]
     merged = {}
     for name in rule.native:
