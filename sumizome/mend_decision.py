@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sumizome.components import SCALES
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.export_metadata import ExportDtype
@@ -55,6 +56,12 @@ def check_source(findings: Findings, config: MendConfig, as_file: bool) -> None:
     for part in findings.components:
         if part.name == "vae" and config.vae is not None:
             continue
+        scale = next((name for name in part.foreign if SCALES.fullmatch(name)), None)
+        if scale is not None:
+            raise ModelError(
+                f"{path}: {part.name} has quantised weights that mean nothing without their scales ({scale} for one), "
+                "which are not read here. Use the version in fp16, bf16 or fp32."
+            )
         wrong = part.missing or part.misshapen
         if wrong:
             raise ModelError(

@@ -142,7 +142,8 @@ def _part(network: Network, rule: KeyRule, native: str, config: MendConfig) -> T
 def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], out: Path, config: MendConfig) -> Mended:
     marks = prediction_markers(model.prediction_type, model.schedule_config)
     _check_latent_scale(networks)
-    strip = NETWORK_PREFIXES["unet"] if findings.layout == "unet" else ""
+    # With a VAE beside it the prefix stays: without, nothing tells where one network ends and the other begins.
+    strip = NETWORK_PREFIXES["unet"] if [network.name for network in networks] == ["unet"] else ""
     if not config.noise_table:
         marks.pop("alphas_cumprod", None)
     jobs = [job_of(name, mark) for name, mark in marks.items()]

@@ -285,6 +285,35 @@ def test_a_link_to_a_folder_is_replaced_and_leaves_nothing_beside_it(
     assert (elsewhere / "model_index.json").exists() and not link.is_symlink()
 
 
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale", "weight.absmax"])
+def test_scaled_weights_are_refused_because_a_copy_would_lose_the_scales(
+    bare: Path, tmp_path: Path, scale: str
+) -> None:
+    """ComfyUI's scaled fp8: each weight is to be multiplied by a tensor beside it, which no copy of ours has."""
+    tensors = load_file(bare)
+    name = f"{UNET}time_embed.0.weight"
+    largest = tensors[name].abs().max() / 448
+    tensors[name] = (tensors[name] / largest).to(torch.float8_e4m3fn)
+    tensors[name.replace("weight", scale)] = largest
+    save_file(tensors, tmp_path / "scaled.safetensors")
+    assert "quantised weights" in " ".join(inspect_model(tmp_path / "scaled.safetensors").problems)
+    for config in (TOLD, MendConfig("v", True, dtype="fp16")):
+        with pytest.raises(ModelError, match=r"quantised weights .* scales"):
+            mend_model(tmp_path / "scaled.safetensors", tmp_path / "m.safetensors", config)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_unet_with_a_vae_beside_it_keeps_its_prefix_and_loads(bare: Path, tmp_path: Path) -> None:
+    """Without the prefix the VAE's tensors were taken for the U-Net's, and the copy did not load."""
+    source = tmp_path / "s.safetensors"
+    save_file({name: t for name, t in load_file(bare).items() if not name.startswith("conditioner.")}, source)
+    mended = mend_model(source, tmp_path / "m.safetensors", TOLD)
+    before, after = (load_model(path, components=("unet", "vae")) for path in (source, mended.path))
+    for name, network in before.networks.items():
+        assert model_digest(after.networks[name]) == model_digest(network)
+    assert inspect_model(mended.path).zero_terminal_snr
+
+
 def test_an_incomplete_or_another_model_is_refused(bare: Path, tmp_path: Path) -> None:
     tensors = load_file(bare)
     del tensors[f"{UNET}out.2.bias"]
