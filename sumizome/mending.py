@@ -21,10 +21,10 @@ from sumizome.files import folder_committed
 from sumizome.inspection import Findings, inspect_model
 from sumizome.mend_decision import MendConfig, betas_of, check_kept, check_place, check_source, decide, is_file
 from sumizome.mend_words import changes_of, copied_metadata
-from sumizome.models.architecture import SDXL_SCALING_FACTOR, Config
+from sumizome.models.architecture import SDXL_SCALE, Config, latent_scale
 from sumizome.models.diffusers_folder import folder_key, write_small_files
 from sumizome.models.expected import expected_original
-from sumizome.models.folder_files import weights_path
+from sumizome.models.folder_files import read_json, weights_path
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, to_original
 from sumizome.models.network_stream import Network, network_from_file, network_from_folder, open_vae
 from sumizome.models.networks import build_network
@@ -104,8 +104,21 @@ def _open_networks(findings: Findings, config: MendConfig) -> list[Network]:
             bare = findings.layout == "unet" and not any(n.startswith(prefix) for n in findings.headers[0].tensors)
             networks.append(network_from_file(part.name, findings.path, strip=prefix if bare else ""))
     if config.vae is not None:
-        networks.insert(1, open_vae(config.vae))
+        networks.insert(1, _fitting_vae(findings, config.vae))
     return networks
+
+
+def _fitting_vae(findings: Findings, path: Path) -> Network:
+    """The VAE at `path`. Raises: ModelError if it scales latents otherwise than the source's, whose U-Net knows those."""
+    vae, own = open_vae(path), SDXL_SCALE
+    if findings.layout == "folder" and (findings.path / "vae").is_dir():
+        own = latent_scale(read_json(findings.path / "vae" / "config.json", "SDXL's vae belongs there"))
+    if latent_scale(vae.config) != own:
+        raise ModelError(
+            f"{path} scales latents otherwise than the VAE of {findings.path}, so that the U-Net's would be decoded "
+            "wrongly: use a VAE that was made for this model."
+        )
+    return vae
 
 
 def _model(
@@ -208,8 +221,8 @@ def _check_latent_scale(networks: list[Network]) -> None:
     for network in networks:
         if network.name != "vae":
             continue
-        factor, mean = network.config.get("scaling_factor", SDXL_SCALING_FACTOR), network.config.get("latents_mean")
-        if factor != SDXL_SCALING_FACTOR or mean:
+        if latent_scale(network.config) != SDXL_SCALE:
+            factor, mean, _ = latent_scale(network.config)
             raise ModelError(
                 f"its VAE scales latents by {factor}{' and per channel' if mean else ''}, which a single file cannot "
                 "say: `sumizome export`, which folds that into the VAE, makes a file of it."

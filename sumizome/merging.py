@@ -18,6 +18,7 @@ from sumizome.export_check import TORCH_DTYPES
 from sumizome.export_metadata import ExportDtype
 from sumizome.mend_decision import MendConfig, check_place
 from sumizome.mending import Mended, Source, open_source, write_copy
+from sumizome.models.architecture import latent_scale
 from sumizome.models.key_map import KeyRule
 from sumizome.models.network_stream import Network
 
@@ -53,6 +54,7 @@ def merge_weighted(
         raise ConfigError(f"weights must sum to more than 0, found {list(weights)}.")
     config = config or MendConfig()
     sources = _open(paths, out, config, overwrite)
+    _check_latents(sources)
     warnings = []
     said = {(source.findings.prediction_type, source.findings.zero_terminal_snr) for source in sources}
     if len(said) > 1:
@@ -133,6 +135,18 @@ def _combined(sources: list[Source], combine: Combine, config: MendConfig) -> So
         matching = [_matching(source, network, first) for source in sources]
         networks.append(replace(network, read=partial(_read, matching, combine, config.dtype)))
     return replace(first, networks=networks)
+
+
+def _check_latents(sources: list[Source]) -> None:
+    """Raises: ConfigError where U-Nets were trained on latents of another scale, as far as their VAEs say so."""
+    scales = {}
+    for source in sources:
+        for network in source.networks:
+            if network.name == "vae":
+                scales[latent_scale(network.config)] = source.findings.path
+    if len(scales) > 1:
+        one, other = list(scales.values())[:2]
+        raise ConfigError(f"{one} and {other} scale latents differently: the mean of their U-Nets knows neither.")
 
 
 def _matching(source: Source, network: Network, first: Source) -> Network:

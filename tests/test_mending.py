@@ -21,6 +21,7 @@ from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.inspection import inspect_model
 from sumizome.mend_decision import MendConfig
 from sumizome.mending import mend_model
+from sumizome.merging import merge_weighted
 from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 
 MARKS = ("v_pred", "ztsnr", "alphas_cumprod")
@@ -312,6 +313,31 @@ def test_a_unet_with_a_vae_beside_it_keeps_its_prefix_and_loads(bare: Path, tmp_
     for name, network in before.networks.items():
         assert model_digest(after.networks[name]) == model_digest(network)
     assert inspect_model(mended.path).zero_terminal_snr
+
+
+@pytest.fixture
+def scaled_latents(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A folder whose U-Net knows latents with statistics of their own, stated beside its VAE."""
+    folder = tmp_path / "own-latents"
+    shutil.copytree(tiny_folder, folder)
+    place = folder / "vae" / "config.json"
+    stated = {"scaling_factor": 1.0, "latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [5.0, 6.0, 7.0, 8.0]}
+    place.write_text(json.dumps(json.loads(place.read_text()) | stated))
+    return folder
+
+
+def test_a_vae_that_scales_latents_otherwise_is_not_put_in(
+    scaled_latents: Path, tiny_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The U-Net's latents would be decoded with another mean and deviation: pale or burnt pictures, and no word."""
+    for source, vae in ((scaled_latents, tiny_file), (tiny_file, scaled_latents), (tiny_folder, scaled_latents)):
+        with pytest.raises(ModelError, match="scales latents otherwise"):
+            mend_model(source, tmp_path / "out", MendConfig(vae=vae, verify_step=False))
+    assert not (tmp_path / "out").exists()
+    copy = mend_model(scaled_latents, tmp_path / "out", MendConfig(vae=scaled_latents / "vae", verify_step=False))
+    assert load_model(copy.path).vae.config["latents_mean"] == [1.0, 2.0, 3.0, 4.0]
+    with pytest.raises(ConfigError, match="scale latents differently"):
+        merge_weighted([scaled_latents, tiny_folder], [0.5, 0.5], tmp_path / "merged")
 
 
 def test_an_incomplete_or_another_model_is_refused(bare: Path, tmp_path: Path) -> None:

@@ -34,13 +34,20 @@ def bake_model(vae: AutoencoderKL, model: Path, out: Path, config: MendConfig, *
         ModelError, ConfigError as `mending.mend_model` does.
     """
     check_place(model, out, overwrite)
-    if encoder_digest(load_vae(model)) != encoder_digest(vae):
+    own = load_vae(model)
+    if encoder_digest(own) != encoder_digest(vae):
         raise ExportError(
             f"{model}: its VAE has another encoder than the one that this decoder was finetuned for, so its U-Net's "
             "latents are not the decoder's; give the model that the run began with, or one with the same VAE"
         )
+    # How latents are scaled is the model's affair: its U-Net was trained on them so.
+    vae = copy.deepcopy(vae)
+    vae.register_to_config(**{key: own.config.get(key) for key in ("scaling_factor", "latents_mean", "latents_std")})
     with tempfile.TemporaryDirectory(prefix="sumizome-vae-") as folder:
-        write_vae_folder(vae, Path(folder))
+        try:
+            write_vae_folder(vae, Path(folder))
+        except OSError as error:
+            raise ExportError(f"cannot write {folder}: {error.strerror or error}; TMPDIR says where it lies.") from error
         mended = mend_model(model, out, replace(config, vae=Path(folder)), overwrite=overwrite)
     changes = [change for change in mended.changes if not change.startswith("VAE of ")]
     return replace(mended, changes=(*changes, "another decoder and post_quant_conv in the VAE, whose encoder stays"))

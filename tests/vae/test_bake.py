@@ -14,7 +14,7 @@ from sumizome.cli.main import main
 from sumizome.errors import ExportError
 from sumizome.mend_decision import MendConfig
 from sumizome.models.sdxl import load_model
-from sumizome.models.vae import model_digest
+from sumizome.models.vae import latent_statistics, model_digest
 from sumizome.models.vae_file import load_vae
 from sumizome.settings import to_toml
 from sumizome.vae.bake import bake_model, bake_vae
@@ -52,6 +52,18 @@ def test_only_the_decoder_of_the_copy_differs(
     assert model_digest(after.vae) == model_digest(finetuned)
     assert model_digest(after.vae.encoder) == model_digest(before.vae.encoder)
     assert any("the encoder" in change or "whose encoder stays" in change for change in mended.changes)
+
+
+def test_a_models_own_scale_of_latents_stays(finetuned: AutoencoderKL, tiny_folder: Path, tmp_path: Path) -> None:
+    """A U-Net trained on statistics of its own keeps them: the run's VAE, which has SDXL's factor, is not asked."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    place = model / "vae" / "config.json"
+    stated = {"scaling_factor": 1.0, "latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [5.0, 6.0, 7.0, 8.0]}
+    place.write_text(json.dumps(json.loads(place.read_text()) | stated))
+    baked = bake_model(finetuned, model, tmp_path / "out", MendConfig(verify_step=False))
+    assert latent_statistics(load_vae(baked.path)) == latent_statistics(load_vae(model))
+    assert latent_statistics(finetuned) == latent_statistics(load_vae(tiny_folder))
 
 
 @pytest.mark.parametrize("target", ["vae.safetensors", "vae"])
