@@ -24,7 +24,7 @@ from sumizome.mend_words import changes_of, copied_metadata
 from sumizome.models.architecture import SDXL_SCALE, Config, latent_scale
 from sumizome.models.diffusers_folder import folder_key, write_small_files
 from sumizome.models.expected import expected_original
-from sumizome.models.folder_files import read_json, weights_path
+from sumizome.models.folder_files import read_index, read_json, weights_path
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, to_original
 from sumizome.models.network_stream import Network, network_from_file, network_from_folder, open_vae
 from sumizome.models.networks import build_network
@@ -183,13 +183,26 @@ def _write_folder(
 ) -> Mended:
     own = {network.name: _folder_jobs(network, config) for network in networks}
     with folder_committed(out, failure=ExportError) as folder, read_back():
-        write_small_files(folder, model.networks, model.prediction_type, model.schedule_config)
+        write_small_files(
+            folder,
+            model.networks,
+            model.prediction_type,
+            model.schedule_config,
+            zeros_for_empty_prompt=_zeros_for_empty_prompt(findings),
+        )
         for name, jobs in own.items():
             write_tensors(weights_path(folder, name), jobs, {"format": "pt"})
         _check_step(model, networks, folder, config)
     every = [job for jobs in own.values() for job in jobs]
     size = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
     return Mended(out, None, tuple(changes_of(findings, model, every, config, None)), size)
+
+
+def _zeros_for_empty_prompt(findings: Findings) -> bool:
+    """What the source's own index says of diffusers' pictures without a negative prompt, which are to stay the same."""
+    if findings.layout != "folder":
+        return False
+    return bool(read_index(findings.path).get("force_zeros_for_empty_prompt", True))  # diffusers' default
 
 
 def _folder_jobs(network: Network, config: MendConfig) -> list[TensorJob]:

@@ -315,6 +315,23 @@ def test_a_unet_with_a_vae_beside_it_keeps_its_prefix_and_loads(bare: Path, tmp_
     assert inspect_model(mended.path).zero_terminal_snr
 
 
+@pytest.mark.parametrize("stated", [True, False, None])
+def test_a_folders_copy_draws_in_diffusers_as_it_did_without_a_negative_prompt(
+    tiny_folder: Path, tmp_path: Path, stated: bool | None
+) -> None:
+    """SDXL's own folder says zeros, which its U-Net was trained with; the copy said the encoded empty prompt."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_folder, source)
+    index = json.loads((source / "model_index.json").read_text())
+    del index["force_zeros_for_empty_prompt"]
+    if stated is not None:
+        index["force_zeros_for_empty_prompt"] = stated
+    (source / "model_index.json").write_text(json.dumps(index))
+    copy = mend_model(source, tmp_path / "copy", MendConfig(verify_step=False)).path
+    found = [StableDiffusionXLPipeline.from_pretrained(path, local_files_only=True) for path in (source, copy)]
+    assert len({pipeline.config["force_zeros_for_empty_prompt"] for pipeline in found}) == 1
+
+
 @pytest.fixture
 def scaled_latents(tiny_folder: Path, tmp_path: Path) -> Path:
     """A folder whose U-Net knows latents with statistics of their own, stated beside its VAE."""

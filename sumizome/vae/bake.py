@@ -47,7 +47,9 @@ def bake_model(vae: AutoencoderKL, model: Path, out: Path, config: MendConfig, *
         try:
             write_vae_folder(vae, Path(folder))
         except OSError as error:
-            raise ExportError(f"cannot write {folder}: {error.strerror or error}; TMPDIR says where it lies.") from error
+            raise ExportError(
+                f"cannot write {folder}: {error.strerror or error}; TMPDIR says where it lies."
+            ) from error
         mended = mend_model(model, out, replace(config, vae=Path(folder)), overwrite=overwrite)
     changes = [change for change in mended.changes if not change.startswith("VAE of ")]
     return replace(mended, changes=(*changes, "another decoder and post_quant_conv in the VAE, whose encoder stays"))
