@@ -109,7 +109,7 @@ def _open_networks(findings: Findings, config: MendConfig) -> list[Network]:
 
 
 def _fitting_vae(findings: Findings, path: Path) -> Network:
-    """The VAE at `path`. Raises: ModelError if it scales latents otherwise than the source's, whose U-Net knows those."""
+    """The VAE at `path`. Raises: ModelError if it scales latents otherwise than the source's, which the U-Net knows."""
     vae, own = open_vae(path), SDXL_SCALE
     if findings.layout == "folder" and (findings.path / "vae").is_dir():
         own = latent_scale(read_json(findings.path / "vae" / "config.json", "SDXL's vae belongs there"))

@@ -160,7 +160,7 @@ def _matching(source: Source, network: Network, first: Source) -> Network:
 
 
 def _read(networks: list[Network], combine: Combine, asked: ExportDtype | None, rule: KeyRule) -> dict[str, Tensor]:
-    """The rule's native tensors, combined in float32 and rounded once: to the dtype asked for, or the first network's."""
+    """The rule's native tensors, combined in float32, rounded once: to the dtype asked for, or the first one's."""
     dtype = TORCH_DTYPES[asked] if asked else networks[0].dtype(rule)
     read = [network.read(rule) for network in networks]
     merged = {}
