@@ -165,5 +165,46 @@ def test_the_three_commands_in_a_row(
     assert "safe in float16" in told and "tiles of 64 px agree" in told and "read back bit for bit" in told
     safety = json.loads((config.run_dir / "safety.json").read_text())
     assert safety["half"]["limit"] == 65504 and safety["step"] == 2
-    assert main(command) == 2  # it exists
-    assert "give --overwrite" in capsys.readouterr().err
+    (config.run_dir / "safety.json").unlink()
+    assert main(command) == 2  # it exists, which is said before pictures are decoded
+    assert "give --overwrite" in capsys.readouterr().err and not (config.run_dir / "safety.json").exists()
+    for wrong in (["--pictures", "0"], ["--pictures", "-1"], ["--side", "10"]):
+        assert main([*command, "--overwrite", *wrong]) == 2
+        assert "--pictures must be" in capsys.readouterr().err
+
+
+def test_pictures_that_a_run_was_trained_on_are_not_measured_as_held_out(
+    config: VaeTrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run held one picture out of sixty; one in twenty are three, and two of them it had learned."""
+    config = replace(config, steps=1, micro_batches_per_step=1)
+    page = tmp_path / "page.html"
+    for held_out in (1, 0):
+        run = replace(
+            config,
+            run_dir=tmp_path / f"run-{held_out}",
+            validation=replace(config.validation, count=held_out, shown=1),
+        )
+        (tmp_path / "decoder.toml").write_text(to_toml(run))
+        assert main(["vae", "train", str(tmp_path / "decoder.toml")]) == 0
+    command = ["vae", "evaluate", "--out", str(page), "--device", "cpu", "--count", "500", "--model"]
+    assert main([*command, str(tmp_path / "run-1")]) == 0
+    text = page.with_suffix(".json").read_text()
+    assert json.loads(text)["pictures"] == 1 and "NaN" not in text
+    assert main([*command, str(tmp_path / "run-0")]) == 2
+    assert "held no picture out" in capsys.readouterr().err
+
+
+def test_a_model_that_was_moved_can_be_given(
+    config: VaeTrainConfig, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    settings = tmp_path / "decoder.toml"
+    settings.write_text(to_toml(replace(config, model=base, steps=1, micro_batches_per_step=1)))
+    assert main(["vae", "train", str(settings)]) == 0
+    base.rename(tmp_path / "moved")
+    command = ["vae", "bake", str(config.run_dir), "--vae-only", "--out", str(tmp_path / "v.safetensors")]
+    assert main([*command, "--device", "cpu", "--pictures", "1"]) == 2
+    assert "base" in capsys.readouterr().err
+    assert main([*command, "--device", "cpu", "--pictures", "1", "--model", str(tmp_path / "moved")]) == 0
