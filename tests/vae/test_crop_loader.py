@@ -108,6 +108,14 @@ def test_masks_of_which_none_is_a_pictures_are_refused(manifest: Path, tmp_path:
     assert open_pictures(manifest, deeper).masks is not None
 
 
+@pytest.mark.parametrize("side", [40, 50, 64])
+def test_windows_for_validation_are_whole_latents_whatever_side_is_asked_for(manifest: Path, side: int) -> None:
+    """validation.side = 500 ended a run in a traceback, by the VAE's factor, before its first step."""
+    shapes = [batch.pixels.shape for batch in loader_of(open_pictures(manifest)).validation_crops(side, 3)]
+    assert len(shapes) == 3 and all(length % 16 == 0 for shape in shapes for length in shape[2:])
+    assert not list(loader_of(open_pictures(manifest)).validation_crops(15, 3))
+
+
 def test_pictures_smaller_than_a_crop_are_counted_and_left_out(manifest: Path) -> None:
     loader = loader_of(open_pictures(manifest), crops=CropConfig(side=48))
     assert loader.too_small + int((loader.plan.step(0)[0].rows >= 0).sum()) > 0
