@@ -37,7 +37,8 @@ def latent_scale(vae: Config) -> LatentScale:
 
     Where no factor stands, diffusers takes Stable Diffusion 1's.
     """
-    return vae.get("scaling_factor", 0.18215), tuple(vae.get("latents_mean") or ()), tuple(vae.get("latents_std") or ())
+    mean, std = tuple(vae.get("latents_mean") or ()), tuple(vae.get("latents_std") or ())
+    return vae.get("scaling_factor", 0.18215), *((mean, std) if mean and std else ((), ()))
 
 
 def head_width(channels: int) -> int:

@@ -19,7 +19,7 @@ from sumizome.export_metadata import ExportDtype
 from sumizome.files import folder_committed, write_atomically
 from sumizome.mend_decision import MendConfig, check_apart, check_place, is_file
 from sumizome.mending import Mended, mend_model
-from sumizome.models.architecture import SDXL_SCALING_FACTOR
+from sumizome.models.architecture import SDXL_SCALE, latent_scale
 from sumizome.models.folder_files import read_json
 from sumizome.models.vae_file import load_vae, write_vae_file, write_vae_folder
 from sumizome.vae.build import encoder_digest
@@ -66,7 +66,7 @@ def bake_vae(
     check_vae_place(source, out, overwrite)
     stored = _in_dtype(vae, dtype)
     if is_file(out):
-        if vae.config["scaling_factor"] != SDXL_SCALING_FACTOR or vae.config.get("latents_mean"):
+        if latent_scale(dict(vae.config)) != SDXL_SCALE:
             raise ConfigError(f"{out}: a file cannot say that latents are scaled otherwise than SDXL's; give a folder")
         write_atomically(out, lambda file: _write_file(stored, file), failure=ExportError)
     else:
