@@ -85,7 +85,7 @@ class CropLoader:
         return [self._batch(planned) for planned in self.plan.step(step, self.rank, self.world)]
 
     def validation_crops(self, side: int, count: int) -> Iterator[CropBatch]:
-        """The middles of the first `count` held-out pictures of 16 px or more, one a batch, `side` px a side at most."""
+        """The middles of the first `count` held-out pictures (of 16 px or more), one a batch, at most `side` px."""
         for row in self.validation_rows[:count].tolist():
             shown = self.source.read(row)
             height, width = (min(int(length), side) // 16 * 16 for length in shown.pixels.shape[:2])
