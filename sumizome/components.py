@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from sumizome.models.infer_config import Shapes
 from sumizome.models.tensor_header import TensorEntry
 
-__all__ = ["HARMLESS", "Component", "component_of", "component_problems", "dtypes_of", "names_problem"]
+__all__ = ["HARMLESS", "SCALES", "Component", "component_of", "component_problems", "dtypes_of", "names_problem"]
 
 HARMLESS = re.compile(
     r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_max|alphas_cumprod\w*|betas|log_one_minus_\w+|posterior_\w+|sqrt_\w+|model_ema\..*|denoiser\.sigmas"
     r"|(.*\.)?(position_ids|logit_scale|attn_mask)|conditioner\.embedders\.0\..*text_projection(\.weight)?"
 )
 """Tensors beside the networks that programs write and none of them needs, and the marks."""
+
+SCALES = re.compile(
+    r"(.*\.)?(scale_weight|weight_scale(_\d|_inv)?|scale_input|input_scale|comfy_quant|absmax|quant_map|nested_\w+)"
+    r"|.*\.quant_state\..*|scaled_fp8"
+)
+"""Tensors by which quantised weights have to be multiplied: a copy without them is another model."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 def component_problems(component: Component) -> list[str]:
     """What is wrong with a network, a sentence each; some may be empty."""
+    scales = [name for name in component.foreign if SCALES.fullmatch(name)]
     strange = {dtype: count for dtype, count in component.dtypes.items() if dtype not in _FLOATS}
     return [
         *(
@@ -76,8 +83,9 @@ def component_problems(component: Component) -> list[str]:
             "in a way that is not known here, or damaged."
             for dtype, count in strange.items()
         ),
+        names_problem(f"{component.name} has quantised weights, which are not read here, and their scales:", scales),
         names_problem(f"{component.name} lacks", component.missing),
-        names_problem(f"{component.name} has tensors that SDXL does not:", component.foreign),
+        names_problem(f"{component.name} has tensors that SDXL does not:", sorted({*component.foreign} - {*scales})),
         names_problem(f"{component.name} has other shapes than SDXL:", component.misshapen),
     ]
 

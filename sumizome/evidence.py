@@ -199,6 +199,13 @@ def _judged(says: list[_Says], seen: Seen, zero_snr: bool) -> tuple[Evidence, ..
 
 
 def _doubts(says: list[_Says], seen: Seen, zero_snr: bool) -> Iterator[str]:
+    for place in says:
+        statement = place.source.removeprefix("metadata ") in STATEMENTS and place.found != "absent"
+        if statement and place.prediction_type is None:
+            yield (
+                f"{place.source} says {place.found}, which is no word that programs know: `sumizome mend` with "
+                "--prediction v or --prediction epsilon settles it."
+            )
     if seen == "EDM":
         yield (
             "is marked as an EDM model, whose noise levels are not SDXL's; if it is none, `sumizome mend` with "

@@ -192,7 +192,9 @@ def _check_whole(model: SDXLModel) -> None:
 
 def needs_folding(vae: AutoencoderKL) -> bool:
     """Whether a VAE scales latents otherwise than by SDXL's one factor, which is all that most programs know."""
-    return vae.config["scaling_factor"] != SDXL_SCALING_FACTOR or bool(vae.config.get("latents_mean"))
+    return vae.config["scaling_factor"] != SDXL_SCALING_FACTOR or bool(
+        vae.config.get("latents_mean") and vae.config.get("latents_std")
+    )
 
 
 def _with_sdxl_scaling(vae: AutoencoderKL) -> AutoencoderKL:

@@ -95,6 +95,8 @@ def folder_committed(path: Path, *, failure: type[SumizomeError] = DataError) ->
         shutil.rmtree(temporary, ignore_errors=True)
         if replaced.exists() and not path.exists():
             replaced.rename(path)
+        if replaced.is_symlink():
+            replaced.unlink()  # what it led to stays
         shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sumizome.components import SCALES
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.export_metadata import ExportDtype
@@ -16,7 +17,7 @@ from sumizome.models.architecture import Config
 from sumizome.models.key_map import NETWORK_PREFIXES
 from sumizome.models.scheduler_config import read_scheduler_config
 
-__all__ = ["MendConfig", "betas_of", "check_place", "check_source", "decide", "is_file"]
+__all__ = ["MendConfig", "betas_of", "check_apart", "check_kept", "check_place", "check_source", "decide", "is_file"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ def check_source(findings: Findings, config: MendConfig, as_file: bool) -> None:
     for part in findings.components:
         if part.name == "vae" and config.vae is not None:
             continue
+        scale = next((name for name in part.foreign if SCALES.fullmatch(name)), None)
+        if scale is not None:
+            raise ModelError(
+                f"{path}: {part.name} has quantised weights that mean nothing without their scales ({scale} for one), "
+                "which are not read here. Use the version in fp16, bf16 or fp32."
+            )
         wrong = part.missing or part.misshapen
         if wrong:
             raise ModelError(
@@ -69,14 +76,26 @@ def check_source(findings: Findings, config: MendConfig, as_file: bool) -> None:
             raise ModelError(f"{path} has no {' and no '.join(lost)}: {advice}.")
 
 
-def check_place(source: Path, out: Path, overwrite: bool) -> None:
-    """Raises: ExportError if `out` is the source, or exists and may not be replaced."""
-    if out.exists() and out.samefile(source):
+def check_kept(source: Path, out: Path) -> None:
+    """Raises: ExportError if replacing `out` would take the source away: it is that, or lies in that folder."""
+    if out.exists() and source.exists() and out.samefile(source):
         raise ExportError(f"{out} is the source itself: the new model needs a path of its own.")
-    if out.suffix in (".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf"):
-        raise ExportError(f"{out}: a single file must end in .safetensors; any other name makes a diffusers folder.")
+    if out.is_dir() and source.resolve().is_relative_to(out.resolve()):
+        raise ExportError(f"{source} lies inside {out}, which would be replaced whole: choose another path.")
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """Raises: ExportError as `check_kept`, and if `out` lies inside the source."""
+    check_kept(source, out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ExportError(f"{out} lies inside the source: the new model needs a path of its own.")
+
+
+def check_place(source: Path, out: Path, overwrite: bool) -> None:
+    """Raises: ExportError if writing `out` would change the source, or it exists and may not be replaced."""
+    check_apart(source, out)
+    if out.suffix in (".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf"):
+        raise ExportError(f"{out}: a single file must end in .safetensors; any other name makes a diffusers folder.")
     for path in [out, out.with_suffix(".yaml")] if is_file(out) else [out]:
         if path.exists() and not overwrite:
             raise ExportError(f"{path} exists: choose another path, or give --overwrite.")

@@ -19,12 +19,12 @@ from sumizome.export_check import TORCH_DTYPES, cast_weight, check_step, read_ba
 from sumizome.export_metadata import check_sidecar, commit_with_sidecar, sidecar_path
 from sumizome.files import folder_committed
 from sumizome.inspection import Findings, inspect_model
-from sumizome.mend_decision import MendConfig, betas_of, check_place, check_source, decide, is_file
+from sumizome.mend_decision import MendConfig, betas_of, check_kept, check_place, check_source, decide, is_file
 from sumizome.mend_words import changes_of, copied_metadata
-from sumizome.models.architecture import SDXL_SCALING_FACTOR, Config
+from sumizome.models.architecture import SDXL_SCALE, Config, latent_scale
 from sumizome.models.diffusers_folder import folder_key, write_small_files
 from sumizome.models.expected import expected_original
-from sumizome.models.folder_files import weights_path
+from sumizome.models.folder_files import read_index, read_json, weights_path
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, to_original
 from sumizome.models.network_stream import Network, network_from_file, network_from_folder, open_vae
 from sumizome.models.networks import build_network
@@ -56,6 +56,8 @@ def mend_model(source: Path, out: Path, config: MendConfig | None = None, *, ove
     """
     config = config or MendConfig()
     check_place(source, out, overwrite)
+    if config.vae is not None:
+        check_kept(config.vae, out)
     return write_copy(open_source(source, config, as_file=is_file(out)), out, config)
 
 
@@ -102,8 +104,21 @@ def _open_networks(findings: Findings, config: MendConfig) -> list[Network]:
             bare = findings.layout == "unet" and not any(n.startswith(prefix) for n in findings.headers[0].tensors)
             networks.append(network_from_file(part.name, findings.path, strip=prefix if bare else ""))
     if config.vae is not None:
-        networks.insert(1, open_vae(config.vae))
+        networks.insert(1, _fitting_vae(findings, config.vae))
     return networks
+
+
+def _fitting_vae(findings: Findings, path: Path) -> Network:
+    """The VAE at `path`. Raises: ModelError if it scales latents otherwise than the source's, which the U-Net knows."""
+    vae, own = open_vae(path), SDXL_SCALE
+    if findings.layout == "folder" and (findings.path / "vae").is_dir():
+        own = latent_scale(read_json(findings.path / "vae" / "config.json", "SDXL's vae belongs there"))
+    if latent_scale(vae.config) != own:
+        raise ModelError(
+            f"{path} scales latents otherwise than the VAE of {findings.path}, so that the U-Net's would be decoded "
+            "wrongly: use a VAE that was made for this model."
+        )
+    return vae
 
 
 def _model(
@@ -140,7 +155,8 @@ def _part(network: Network, rule: KeyRule, native: str, config: MendConfig) -> T
 def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], out: Path, config: MendConfig) -> Mended:
     marks = prediction_markers(model.prediction_type, model.schedule_config)
     _check_latent_scale(networks)
-    strip = NETWORK_PREFIXES["unet"] if findings.layout == "unet" else ""
+    # With a VAE beside it the prefix stays: without, nothing tells where one network ends and the other begins.
+    strip = NETWORK_PREFIXES["unet"] if [network.name for network in networks] == ["unet"] else ""
     if not config.noise_table:
         marks.pop("alphas_cumprod", None)
     jobs = [job_of(name, mark) for name, mark in marks.items()]
@@ -167,13 +183,26 @@ def _write_folder(
 ) -> Mended:
     own = {network.name: _folder_jobs(network, config) for network in networks}
     with folder_committed(out, failure=ExportError) as folder, read_back():
-        write_small_files(folder, model.networks, model.prediction_type, model.schedule_config)
+        write_small_files(
+            folder,
+            model.networks,
+            model.prediction_type,
+            model.schedule_config,
+            zeros_for_empty_prompt=_zeros_for_empty_prompt(findings),
+        )
         for name, jobs in own.items():
             write_tensors(weights_path(folder, name), jobs, {"format": "pt"})
         _check_step(model, networks, folder, config)
     every = [job for jobs in own.values() for job in jobs]
     size = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
     return Mended(out, None, tuple(changes_of(findings, model, every, config, None)), size)
+
+
+def _zeros_for_empty_prompt(findings: Findings) -> bool:
+    """What the source's own index says of diffusers' pictures without a negative prompt, which are to stay the same."""
+    if findings.layout != "folder":
+        return False
+    return bool(read_index(findings.path).get("force_zeros_for_empty_prompt", True))  # diffusers' default
 
 
 def _folder_jobs(network: Network, config: MendConfig) -> list[TensorJob]:
@@ -205,8 +234,8 @@ def _check_latent_scale(networks: list[Network]) -> None:
     for network in networks:
         if network.name != "vae":
             continue
-        factor, mean = network.config.get("scaling_factor", SDXL_SCALING_FACTOR), network.config.get("latents_mean")
-        if factor != SDXL_SCALING_FACTOR or mean:
+        if latent_scale(network.config) != SDXL_SCALE:
+            factor, mean, _ = latent_scale(network.config)
             raise ModelError(
                 f"its VAE scales latents by {factor}{' and per channel' if mean else ''}, which a single file cannot "
                 "say: `sumizome export`, which folds that into the VAE, makes a file of it."

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from sumizome.errors import ConfigError, ExportError, ModelError
+from sumizome.export_check import TORCH_DTYPES
+from sumizome.export_metadata import ExportDtype
 from sumizome.mend_decision import MendConfig, check_place
 from sumizome.mending import Mended, Source, open_source, write_copy
+from sumizome.models.architecture import latent_scale
 from sumizome.models.key_map import KeyRule
 from sumizome.models.network_stream import Network
 
@@ -51,6 +54,7 @@ def merge_weighted(
         raise ConfigError(f"weights must sum to more than 0, found {list(weights)}.")
     config = config or MendConfig()
     sources = _open(paths, out, config, overwrite)
+    _check_latents(sources)
     warnings = []
     said = {(source.findings.prediction_type, source.findings.zero_terminal_snr) for source in sources}
     if len(said) > 1:
@@ -65,7 +69,7 @@ def merge_weighted(
         )
     shares = [weight / sum(weights) for weight in weights]
     combine = partial(_weighted, shares)
-    return Merged(write_copy(_combined(sources, combine), out, config), tuple(warnings))
+    return Merged(write_copy(_combined(sources, combine, config), out, config), tuple(warnings))
 
 
 def add_difference(
@@ -102,7 +106,7 @@ def add_difference(
             f"{foreign[0]} is not read as {kind}, as the other one is: the difference holds the change of the target "
             "itself and will spoil the base. Both sides of a difference must predict the same."
         )
-    return Merged(write_copy(_combined(sources, partial(_added, scale)), out, config), tuple(warnings))
+    return Merged(write_copy(_combined(sources, partial(_added, scale), config), out, config), tuple(warnings))
 
 
 def _open(paths: Sequence[Path], out: Path, config: MendConfig, overwrite: bool) -> list[Source]:
@@ -120,7 +124,7 @@ def _added(scale: float, tensors: list[Tensor]) -> Tensor:
     return base + scale * (add - minus)
 
 
-def _combined(sources: list[Source], combine: Combine) -> Source:
+def _combined(sources: list[Source], combine: Combine, config: MendConfig) -> Source:
     """The first source, its U-Net and text encoders replaced by the combination."""
     first = sources[0]
     networks = []
@@ -129,8 +133,20 @@ def _combined(sources: list[Source], combine: Combine) -> Source:
             networks.append(network)
             continue
         matching = [_matching(source, network, first) for source in sources]
-        networks.append(replace(network, read=partial(_read, matching, combine)))
+        networks.append(replace(network, read=partial(_read, matching, combine, config.dtype)))
     return replace(first, networks=networks)
+
+
+def _check_latents(sources: list[Source]) -> None:
+    """Raises: ConfigError where U-Nets were trained on latents of another scale, as far as their VAEs say so."""
+    scales = {}
+    for source in sources:
+        for network in source.networks:
+            if network.name == "vae":
+                scales[latent_scale(network.config)] = source.findings.path
+    if len(scales) > 1:
+        one, other = list(scales.values())[:2]
+        raise ConfigError(f"{one} and {other} scale latents differently: the mean of their U-Nets knows neither.")
 
 
 def _matching(source: Source, network: Network, first: Source) -> Network:
@@ -143,9 +159,9 @@ def _matching(source: Source, network: Network, first: Source) -> Network:
     )
 
 
-def _read(networks: list[Network], combine: Combine, rule: KeyRule) -> dict[str, Tensor]:
-    """The rule's native tensors, combined in float32, in the first network's dtype."""
-    dtype = networks[0].dtype(rule)
+def _read(networks: list[Network], combine: Combine, asked: ExportDtype | None, rule: KeyRule) -> dict[str, Tensor]:
+    """The rule's native tensors, combined in float32, rounded once: to the dtype asked for, or the first one's."""
+    dtype = TORCH_DTYPES[asked] if asked else networks[0].dtype(rule)
     read = [network.read(rule) for network in networks]
     merged = {}
     for name in rule.native:

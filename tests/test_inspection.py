@@ -150,6 +150,10 @@ def test_a_contradiction_is_a_problem_with_its_remedy(tmp_path: Path, small_shap
     stated = {"modelspec.prediction_type": "epsilon"}
     stale = inspect_model(write_sparse(tmp_path / "m.safetensors", small_shapes, marks=MARKS, metadata=stated))
     assert verdict_of(stale, "modelspec") == "contradicts" and len(stale.problems) == 2
+    unknown = inspect_model(
+        write_sparse(tmp_path / "u.safetensors", small_shapes, metadata={"prediction_type": "vpred"})
+    )
+    assert 'prediction_type says "vpred", which is no word' in unknown.problems[0]
     edm = inspect_model(write_sparse(tmp_path / "e.safetensors", small_shapes, marks=("edm_mean", "edm_std")))
     assert edm.prediction_type == "EDM" and "EDM" in edm.problems[0]
     assert programs(edm)["ComfyUI"] == ("EDM", False)

@@ -21,6 +21,7 @@ from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.inspection import inspect_model
 from sumizome.mend_decision import MendConfig
 from sumizome.mending import mend_model
+from sumizome.merging import merge_weighted
 from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 
 MARKS = ("v_pred", "ztsnr", "alphas_cumprod")
@@ -257,6 +258,103 @@ def test_never_in_place_and_never_over_something_unasked(tiny_file: Path, tiny_f
     with pytest.raises(ExportError, match="must end in"):
         mend_model(source, tmp_path / "m.ckpt")
     assert inspect_model(mend_model(source, tmp_path / "taken.safetensors", overwrite=True).path).problems == ()
+
+
+def test_a_folder_that_holds_the_source_is_not_replaced(tiny_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """A clone from the hub holds the single file beside the folder's parts: --overwrite took the source with it."""
+    clone = tmp_path / "clone"
+    shutil.copytree(tiny_folder, clone)
+    source = clone / "model.safetensors"
+    shutil.copyfile(tiny_file, source)
+    with pytest.raises(ExportError, match="lies inside"):
+        mend_model(source, clone, overwrite=True)
+    with pytest.raises(ExportError, match="lies inside"):
+        mend_model(tiny_file, clone, MendConfig(vae=clone / "vae"), overwrite=True)
+    with pytest.raises(ExportError, match="the source itself"):
+        mend_model(tiny_file, source, MendConfig(vae=source), overwrite=True)
+    assert source.read_bytes() == tiny_file.read_bytes()
+
+
+def test_a_link_to_a_folder_is_replaced_and_leaves_nothing_beside_it(
+    tiny_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "link"
+    shutil.copytree(tiny_folder, elsewhere)
+    link.symlink_to(elsewhere)
+    mend_model(tiny_file, link, MendConfig(verify_step=False), overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link"]
+    assert (elsewhere / "model_index.json").exists() and not link.is_symlink()
+
+
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale", "weight.absmax"])
+def test_scaled_weights_are_refused_because_a_copy_would_lose_the_scales(
+    bare: Path, tmp_path: Path, scale: str
+) -> None:
+    """ComfyUI's scaled fp8: each weight is to be multiplied by a tensor beside it, which no copy of ours has."""
+    tensors = load_file(bare)
+    name = f"{UNET}time_embed.0.weight"
+    largest = tensors[name].abs().max() / 448
+    tensors[name] = (tensors[name] / largest).to(torch.float8_e4m3fn)
+    tensors[name.replace("weight", scale)] = largest
+    save_file(tensors, tmp_path / "scaled.safetensors")
+    assert "quantised weights" in " ".join(inspect_model(tmp_path / "scaled.safetensors").problems)
+    for config in (TOLD, MendConfig("v", True, dtype="fp16")):
+        with pytest.raises(ModelError, match=r"quantised weights .* scales"):
+            mend_model(tmp_path / "scaled.safetensors", tmp_path / "m.safetensors", config)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_unet_with_a_vae_beside_it_keeps_its_prefix_and_loads(bare: Path, tmp_path: Path) -> None:
+    """Without the prefix the VAE's tensors were taken for the U-Net's, and the copy did not load."""
+    source = tmp_path / "s.safetensors"
+    save_file({name: t for name, t in load_file(bare).items() if not name.startswith("conditioner.")}, source)
+    mended = mend_model(source, tmp_path / "m.safetensors", TOLD)
+    before, after = (load_model(path, components=("unet", "vae")) for path in (source, mended.path))
+    for name, network in before.networks.items():
+        assert model_digest(after.networks[name]) == model_digest(network)
+    assert inspect_model(mended.path).zero_terminal_snr
+
+
+@pytest.mark.parametrize("stated", [True, False, None])
+def test_a_folders_copy_draws_in_diffusers_as_it_did_without_a_negative_prompt(
+    tiny_folder: Path, tmp_path: Path, stated: bool | None
+) -> None:
+    """SDXL's own folder says zeros, which its U-Net was trained with; the copy said the encoded empty prompt."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_folder, source)
+    index = json.loads((source / "model_index.json").read_text())
+    del index["force_zeros_for_empty_prompt"]
+    if stated is not None:
+        index["force_zeros_for_empty_prompt"] = stated
+    (source / "model_index.json").write_text(json.dumps(index))
+    copy = mend_model(source, tmp_path / "copy", MendConfig(verify_step=False)).path
+    found = [StableDiffusionXLPipeline.from_pretrained(path, local_files_only=True) for path in (source, copy)]
+    assert len({pipeline.config["force_zeros_for_empty_prompt"] for pipeline in found}) == 1
+
+
+@pytest.fixture
+def scaled_latents(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A folder whose U-Net knows latents with statistics of their own, stated beside its VAE."""
+    folder = tmp_path / "own-latents"
+    shutil.copytree(tiny_folder, folder)
+    place = folder / "vae" / "config.json"
+    stated = {"scaling_factor": 1.0, "latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [5.0, 6.0, 7.0, 8.0]}
+    place.write_text(json.dumps(json.loads(place.read_text()) | stated))
+    return folder
+
+
+def test_a_vae_that_scales_latents_otherwise_is_not_put_in(
+    scaled_latents: Path, tiny_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The U-Net's latents would be decoded with another mean and deviation: pale or burnt pictures, and no word."""
+    for source, vae in ((scaled_latents, tiny_file), (tiny_file, scaled_latents), (tiny_folder, scaled_latents)):
+        with pytest.raises(ModelError, match="scales latents otherwise"):
+            mend_model(source, tmp_path / "out", MendConfig(vae=vae, verify_step=False))
+    assert not (tmp_path / "out").exists()
+    copy = mend_model(scaled_latents, tmp_path / "out", MendConfig(vae=scaled_latents / "vae", verify_step=False))
+    assert load_model(copy.path).vae.config["latents_mean"] == [1.0, 2.0, 3.0, 4.0]
+    with pytest.raises(ConfigError, match="scale latents differently"):
+        merge_weighted([scaled_latents, tiny_folder], [0.5, 0.5], tmp_path / "merged")
 
 
 def test_an_incomplete_or_another_model_is_refused(bare: Path, tmp_path: Path) -> None:

@@ -123,6 +123,21 @@ def test_what_cannot_be_merged_is_refused(tiny_file: Path, other: Path, tmp_path
     assert not out.exists()
 
 
+def test_what_is_asked_for_is_rounded_once_from_float32(tiny_file: Path, tmp_path: Path) -> None:
+    """A sum that float16 cannot hold was refused though bfloat16 was asked for, and float32 got float16's digits."""
+    name = "model.diffusion_model.out.2.bias"
+    half = {key: t if key in MARKS else t.half() for key, t in weights_of(tiny_file).items()}
+    save_file(half | {name: torch.full_like(half[name], 60000.0)}, tmp_path / "a.safetensors")
+    save_file(half | {name: torch.full_like(half[name], 3.0)}, tmp_path / "b.safetensors")
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    mean, out = tmp_path / "mean.safetensors", tmp_path / "sum.safetensors"
+    config = MendConfig("v", True, dtype="fp32", verify_step=False)
+    merge_weighted([a, b], [0.5, 0.5], mean, config)
+    assert torch.equal(weights_of(mean)[name], torch.full((4,), 30001.5))
+    add_difference(a, a, b, out, config)
+    assert torch.equal(weights_of(out)[name], torch.full((4,), 119997.0))
+
+
 def test_the_command_merges_and_warns(
     tiny_file: Path, other: Path, epsilon_pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,12 +55,14 @@ def run(command: Command) -> None:
     from sumizome.errors import ConfigError
     from sumizome.export import check_diffusers_folder, check_single_file, write_diffusers_folder, write_single_file
     from sumizome.export_metadata import sidecar_path
+    from sumizome.mend_decision import check_kept
 
     targets = [path for path in (command.folder, command.file, command.unet) if path is not None]
     if not targets:
         raise ConfigError("nothing to write; give --folder DIR, --file FILE.safetensors, --unet FILE.safetensors")
     for number, path in enumerate(targets):
-        if path in targets[:number]:
+        check_kept(command.model, path)
+        if path.resolve() in [other.resolve() for other in targets[:number]]:
             raise ConfigError(f"{path} is given twice; give each thing to write a path of its own")
         if path.exists() and not command.overwrite:
             raise ConfigError(f"{path} exists; give another path, or --overwrite to replace it")

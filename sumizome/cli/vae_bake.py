@@ -9,7 +9,7 @@ its name. Held-out pictures go through the decoder before: their largest activat
 tiles are compared with the whole picture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,16 +60,25 @@ def run(command: Command) -> None:
     """
     from sumizome.device import choose_device
     from sumizome.errors import ConfigError
-    from sumizome.mend_decision import MendConfig
-    from sumizome.vae.bake import bake_model, bake_vae
+    from sumizome.mend_decision import MendConfig, check_place
+    from sumizome.vae.bake import bake_model, bake_vae, check_vae_place
     from sumizome.vae.safety import write_safety
     from sumizome.vae.trained_vae import load_trained_vae, read_vae_config
 
     if command.zero_terminal_snr and command.no_zero_terminal_snr:
         raise ConfigError("--zero-terminal-snr and --no-zero-terminal-snr exclude each other; give one of them")
+    if command.pictures < 1 or command.side < 64:
+        raise ConfigError("--pictures must be 1 or more, and --side 64 px or more")
     config = read_vae_config(command.run_dir)
+    if command.model is not None and not config.model.exists():
+        config = replace(config, model=command.model)  # the model was moved: what matters is that its VAE is the same
+    model = command.model or config.model
+    if command.vae_only:
+        check_vae_place(config.model, command.out, command.overwrite)
+    else:
+        check_place(model, command.out, command.overwrite)
     device = choose_device(command.device)
-    vae, step = load_trained_vae(command.run_dir, command.weights, device=device)
+    vae, step = load_trained_vae(command.run_dir, command.weights, base=config.model, device=device)
     print(f"{command.run_dir}: the decoder of step {step} ({command.weights})")
     told, path = write_safety(command.run_dir, config, vae, step, count=command.pictures, side=command.side)
     for line in told:
@@ -83,7 +92,7 @@ def run(command: Command) -> None:
     options = MendConfig(
         prediction=command.prediction, zero_terminal_snr=schedule, dtype=command.dtype, title=command.title
     )
-    mended = bake_model(vae, command.model or config.model, command.out, options, overwrite=command.overwrite)
+    mended = bake_model(vae, model, command.out, options, overwrite=command.overwrite)
     for change in mended.changes:
         print(f"  {change}")
     print(f"{mended.path}: {mended.bytes / 1e9:.2f} GB, read back bit for bit; the numbers behind the verdicts: {path}")

@@ -26,7 +26,8 @@ class Command:
     manifest: Path | None = None
     """The pictures; by default those of the first run directory."""
     count: int = 64
-    """Held-out pictures that are measured; one in twenty of the manifest at most."""
+    """Held-out pictures that are measured; one in twenty of the manifest at most, and of a run's own manifest no more
+    than it held out."""
     side: int = 1024
     """Of the window in the middle of each picture that is measured, px at most."""
     shown: int = 8
@@ -55,7 +56,7 @@ def run(command: Command) -> None:
     from sumizome.vae.page import decoder_page
     from sumizome.vae.perceptual import load_lpips
     from sumizome.vae.scores import MEASURES
-    from sumizome.vae.trained_vae import load_candidates, read_vae_config
+    from sumizome.vae.trained_vae import held_out_by, load_candidates, read_vae_config
 
     check_page_path(command.out)
     if command.count < 1 or command.side < 64:
@@ -64,11 +65,18 @@ def run(command: Command) -> None:
     manifest = command.manifest or (read_vae_config(runs[0]).manifest if runs else None)
     if manifest is None:
         raise ConfigError("no run directory among the models says which pictures are meant: give --manifest")
+    of_these = [path for path in runs if read_vae_config(path).manifest == manifest.resolve()]
+    count = min([command.count, *map(held_out_by, of_these)])
+    if not count:
+        raise ConfigError(
+            "a run directory among the models held no picture out (validation.count), so it was trained on all of "
+            "these: give other pictures with --manifest"
+        )
     device = choose_device(command.device)
     lpips = None if command.lpips_weights is None else load_lpips(command.lpips_weights).to(device)
     with Console(stderr=True).status("loading") as status:
         candidates = load_candidates(command.model, command.weights, device)
-        pictures = list(held_out_windows(open_pictures(manifest), command.count, command.side))
+        pictures = list(held_out_windows(open_pictures(manifest), count, command.side))
         facts, closes = evaluate_decoders(
             candidates, pictures, lpips=lpips, shown=command.shown, told=lambda line: status.update(line)
         )

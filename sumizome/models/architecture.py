@@ -9,9 +9,12 @@ the canvas that the model was made for.
 from typing import Any
 
 __all__ = [
+    "SDXL_SCALE",
     "Config",
+    "LatentScale",
     "clip_config",
     "head_width",
+    "latent_scale",
     "native_side",
     "norm_groups",
     "time_id_dim",
@@ -23,6 +26,19 @@ Config = dict[str, Any]
 
 SDXL_SCALING_FACTOR = 0.13025
 """Latents are raw VAE latents times this: SDXL's one number for all four channels (2307.01952)."""
+
+LatentScale = tuple[float, tuple[float, ...], tuple[float, ...]]
+"""(factor, means, deviations) of latents; no means and deviations where one factor is all."""
+SDXL_SCALE: LatentScale = (SDXL_SCALING_FACTOR, (), ())
+
+
+def latent_scale(vae: Config) -> LatentScale:
+    """What a VAE's configuration says of its latents: two that differ here do not fit one U-Net.
+
+    Where no factor stands, diffusers takes Stable Diffusion 1's.
+    """
+    mean, std = tuple(vae.get("latents_mean") or ()), tuple(vae.get("latents_std") or ())
+    return vae.get("scaling_factor", 0.18215), *((mean, std) if mean and std else ((), ()))
 
 
 def head_width(channels: int) -> int:

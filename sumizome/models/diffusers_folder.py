@@ -113,10 +113,19 @@ def open_folder(path: Path) -> DiffusersFolder:
 
 
 def write_small_files(
-    folder: Path, networks: Mapping[str, nn.Module], prediction_type: PredictionType, schedule_config: ScheduleConfig
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    prediction_type: PredictionType,
+    schedule_config: ScheduleConfig,
+    *,
+    zeros_for_empty_prompt: bool = False,
 ) -> None:
-    """Everything of a model folder but the weights: index, scheduler, tokenizers, and each network's configuration."""
-    _write_json(folder / "model_index.json", _model_index(networks))
+    """Everything of a model folder but the weights: index, scheduler, tokenizers, and each network's configuration.
+
+    `zeros_for_empty_prompt`: what diffusers gives the U-Net without a negative prompt; else the empty prompt, encoded,
+    as captions dropped in our training are.
+    """
+    _write_json(folder / "model_index.json", _model_index(networks, zeros_for_empty_prompt))
     _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(prediction_type, schedule_config))
     _write_tokenizer(folder / "tokenizer", padding="<|endoftext|>")
     _write_tokenizer(folder / "tokenizer_2", padding="!")
@@ -147,14 +156,13 @@ def _text_config(network: PreTrainedModel) -> Config:
     return {"model_type": "clip_text_model", "architectures": [type(network).__name__], **own}
 
 
-def _model_index(networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+def _model_index(networks: Mapping[str, nn.Module], zeros_for_empty_prompt: bool) -> dict[str, Any]:
     libraries = {name: "transformers" if name.startswith("text_encoder") else "diffusers" for name in networks}
     inpaints = _config(networks["unet"])["in_channels"] != LATENT_CHANNELS
     return {
         "_class_name": f"StableDiffusionXL{'Inpaint' if inpaints else ''}Pipeline",
         "_diffusers_version": diffusers.__version__,
-        # Captions dropped in training are encoded empty prompts, not zeros.
-        "force_zeros_for_empty_prompt": False,
+        "force_zeros_for_empty_prompt": zeros_for_empty_prompt,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],

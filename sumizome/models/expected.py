@@ -28,7 +28,7 @@ def expected_shapes(network: str, config: Config) -> dict[str, Shape]:
             case "vae":
                 return dict(_vae(config))
         return dict(_clip(config, projects=network == "text_encoder_2"))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"the configuration of {network} is not one of SDXL's architecture: {error!r}.") from error
 
 

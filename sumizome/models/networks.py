@@ -37,7 +37,7 @@ def build_network(name: str, config: Config, device: torch.device | str = "cpu")
                 case _:
                     network = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config))
             return network
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except Exception as error:  # the libraries raise what they like, transformers 5 classes of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"the configuration of {name} is not one of SDXL's architecture: {reason}.") from error
 

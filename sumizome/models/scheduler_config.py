@@ -18,6 +18,8 @@ PURE_NOISE_SIGMA = 1000.0
 """A schedule that ends above this sigma counts as zero terminal SNR: programs write 4096 or 4519, SDXL ends at 14.6."""
 
 _DEFAULTS = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+_MOST = 100_000
+"""Of timesteps: a table of more would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ def read_scheduler_config(folder: Path) -> StatedSchedule:
     """
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path, "it says what the U-Net predicts")
+    scheduler = str(config.get("_class_name", ""))
+    if scheduler.startswith(("EDM", "FlowMatch")):
+        raise ModelError(f"{path}: it is a model for {scheduler[:60]}, whose noise levels are not SDXL's.")
     stated = config.get("prediction_type", "epsilon")
     if stated not in ("epsilon", "v_prediction", "sample"):
         raise ModelError(f"{path}: unknown prediction_type {str(stated)[:40]!r}; expected epsilon or v_prediction.")
@@ -65,8 +70,9 @@ def read_scheduler_config(folder: Path) -> StatedSchedule:
     if kind != "scaled_linear":
         raise ModelError(f"{path}: beta_schedule {str(kind)[:40]!r}, expected scaled_linear.")
     numbers = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
-    if not all(type(number) in (int, float) and number > 0 for number in numbers.values()):
-        raise ModelError(f"{path}: {', '.join(_DEFAULTS)} must be positive numbers, found {list(numbers.values())}.")
+    if not all(type(number) in (int, float) and 0 < number <= _MOST for number in numbers.values()):
+        found = list(numbers.values())
+        raise ModelError(f"{path}: {', '.join(_DEFAULTS)} must be above 0 and up to {_MOST:,}, found {found}.")
     return StatedSchedule(
         prediction_type=stated,
         says_prediction="prediction_type" in config,

@@ -110,6 +110,7 @@ _NO_MODELS = (
         "is a web page, most likely the error page of a download. Download the model again, logged in if need be.",
     ),
     ((b"version ",), "is a Git LFS pointer, not the model itself: run `git lfs pull` in its folder."),
+    ((b"GGUF",), "is a GGUF file, whose quantised weights are not read here. Use the model's .safetensors version."),
 )
 
 
@@ -145,10 +146,11 @@ def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} stands in it twice")
+        found[name] = value
     return found
 
 
@@ -156,6 +158,8 @@ def _entry(path: Path, name: str, found: Any) -> TensorEntry:
     try:
         dtype, shape, (start, stop) = found["dtype"], tuple(found["shape"]), found["data_offsets"]
         well_formed = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+        # A dtype may be any JSON here, and names are printed: control characters would drive the terminal.
+        well_formed = well_formed and isinstance(dtype, str) and name.isprintable()
     except (KeyError, TypeError, ValueError):
         well_formed = False
     if not well_formed:

@@ -47,11 +47,17 @@ class LatentStatistics:
 
 
 def latent_statistics(vae: AutoencoderKL) -> LatentStatistics:
-    """The statistics in a VAE's config: `scaling_factor`, and `latents_mean` and `latents_std` where it has them."""
+    """The statistics in a VAE's config: `scaling_factor`, and `latents_mean` and `latents_std` where it has both.
+
+    One of them alone counts for nothing, as in diffusers. Raises: ConfigError unless there is one for every channel.
+    """
     config = vae.config
     channels = config["latent_channels"]
-    mean = config.get("latents_mean") or (0.0,) * channels
-    std = config.get("latents_std") or (1.0,) * channels
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if not (mean and std):
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    if not len(mean) == len(std) == channels:
+        raise ConfigError(f"the VAE's config has {len(mean)} means and {len(std)} deviations for {channels} channels")
     return LatentStatistics(tuple(map(float, mean)), tuple(float(s) / config["scaling_factor"] for s in std))
 
 

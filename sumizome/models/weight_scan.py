@@ -26,13 +26,14 @@ class WeightScan:
     """What reading every weight showed."""
 
     not_finite: dict[str, int]
-    """NaN and infinite numbers by tensor, where there are any."""
+    """NaN and infinite numbers by tensor, where there are any; of several files "network/tensor"."""
     too_large: dict[str, float]
     """The largest magnitude of each tensor that overflows float16."""
     all_zero: tuple[str, ...]
     """Matrices and convolutions that hold nothing but zeros."""
     data_sha256: dict[str, str]
-    """SHA-256 hex of each file's data, the header excluded, as ModelSpec's hash_sha256 has it; by file name."""
+    """SHA-256 hex of each file's data, the header excluded, as ModelSpec's hash_sha256 has it; by file name, of several
+    "network/file"."""
     bytes_read: int
 
 
@@ -44,9 +45,13 @@ def scan_weights(headers: Iterable[TensorHeader]) -> WeightScan:
     not_finite: dict[str, int] = {}
     too_large: dict[str, float] = {}
     all_zero, digests, total = [], {}, 0
+    headers = list(headers)
     for header in headers:
         digest = hashlib.sha256()
-        for name, entry, pieces in _tensors(header):
+        # A folder's networks share names, of tensors and of files.
+        part = f"{header.path.parent.name}/" if len(headers) > 1 else ""
+        for key, entry, pieces in _tensors(header):
+            name = part + key
             bad, largest = 0, 0.0
             for piece in pieces:
                 digest.update(piece)
@@ -59,7 +64,7 @@ def scan_weights(headers: Iterable[TensorHeader]) -> WeightScan:
                 too_large[name] = largest
             if not largest and not bad and len(entry.shape) > 1 and entry.elements:
                 all_zero.append(name)
-        digests[header.path.name] = digest.hexdigest()
+        digests[part + header.path.name] = digest.hexdigest()
     return WeightScan(not_finite, too_large, tuple(all_zero), digests, total)
 
 

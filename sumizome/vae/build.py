@@ -18,7 +18,7 @@ from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.manifest import load_manifest
 from sumizome.distributed.parallelize import parallelize, resolve_strategy
 from sumizome.distributed.runtime import Ranks
-from sumizome.errors import CheckpointError, ModelError
+from sumizome.errors import CheckpointError, ConfigError, ModelError
 from sumizome.files import sha256_of, write_atomically
 from sumizome.models.networks import building_blocks
 from sumizome.models.vae import model_digest, vae_digest, vae_factor
@@ -120,7 +120,15 @@ def open_pictures(
 
     Raises: DataError, ConfigError if one of them is missing, damaged or made by something else.
     """
-    return PictureSource(load_manifest(manifest), open_masks(masks), None if latents is None else _cache(latents, vae))
+    source = PictureSource(
+        load_manifest(manifest), open_masks(masks), None if latents is None else _cache(latents, vae)
+    )
+    if source.masks is not None and len(source) and not any(map(source.has_mask, range(len(source)))):
+        raise ConfigError(
+            f"masks: {masks} has no mask for any picture; that of {source.path(0)} would be "
+            f"{source.masks.place(source.path(0))}"
+        )
+    return source
 
 
 def _cache(latents: Path, vae: AutoencoderKL | None) -> LatentCache:

@@ -85,11 +85,13 @@ class CropLoader:
         return [self._batch(planned) for planned in self.plan.step(step, self.rank, self.world)]
 
     def validation_crops(self, side: int, count: int) -> Iterator[CropBatch]:
-        """The middles of the first `count` held-out pictures, one a batch, at most `side` px a side."""
+        """The middles of the first `count` held-out pictures (of 16 px or more), one a batch, at most `side` px."""
         for row in self.validation_rows[:count].tolist():
             shown = self.source.read(row)
-            height, width = (int(length) // 16 * 16 for length in shown.pixels.shape[:2])
-            size = (min(height, side), min(width, side))
+            height, width = (min(int(length), side) // 16 * 16 for length in shown.pixels.shape[:2])
+            if not (height and width):
+                continue
+            size = (height, width)
             corner = middle(shown.pixels.shape[:2], size, max(8, self.factor))
             yield self._assemble([row], [shown], [corner], size, [0], [derive_seed("validation", self.source.id(row))])
 

@@ -69,13 +69,17 @@ def held_out_windows(source: PictureSource, count: int, side: int) -> Iterator[t
         raise ConfigError(
             f"no picture is held out: one in {HELD_OUT_AT_MOST} is at most, and the manifest has {len(source)}"
         )
+    found = False
     for row in rows.tolist():
         picture = source.read(row).pixels
         height, width = (min(length, side) // _MULTIPLE * _MULTIPLE for length in picture.shape[:2])
         if min(height, width) < _MULTIPLE:
             continue
+        found = True
         top, left = middle(picture.shape[:2], (height, width), _MULTIPLE)
         yield source.id(row), np.ascontiguousarray(picture[top : top + height, left : left + width])
+    if not found:
+        raise ConfigError(f"none of the {len(rows)} held-out pictures has {_MULTIPLE} px a side, which measuring takes")
 
 
 def evaluate_decoders(

@@ -101,6 +101,9 @@ class PictureSource:
     def path(self, row: int) -> str:
         return str(self.manifest.table["path"][int(self.rows[row])])
 
+    def has_mask(self, row: int) -> bool:
+        return self.masks is not None and self.path(row) in self.masks
+
     def tags(self, row: int) -> list[str]:
         tags: list[str] = self.manifest.table["tags"][int(self.rows[row])].as_py()
         return tags

@@ -50,6 +50,10 @@ class Masks:
     def __contains__(self, picture: str) -> bool:
         return _stem(picture) in self.names
 
+    def place(self, picture: str) -> Path:
+        """Where the mask of a picture stands, or would."""
+        return self.folder / f"{_stem(picture)}.png"
+
     def read(self, picture: str, size: tuple[int, int]) -> Float[np.ndarray, "H W"] | None:
         """The mask of a picture (its path in the manifest) at that size, 0 … 1; None where there is none.
 
@@ -57,7 +61,7 @@ class Masks:
         """
         if picture not in self:
             return None
-        image = open_image(self.folder / f"{_stem(picture)}.png", (0, 0, 0)).convert("L")
+        image = open_image(self.place(picture), (0, 0, 0)).convert("L")
         if image.size != size[::-1]:
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image, np.float32) / 255

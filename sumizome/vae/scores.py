@@ -137,6 +137,9 @@ def summarise(pairs: Sequence[Pair]) -> dict[str, Interval]:
 
 def _ratio(energies: Sequence[tuple[float, float]]) -> Interval:
     rows = np.array(energies, np.float64) + 1e-12
+    if len(rows) == 1:  # nothing is left when it is left out
+        value = float(rows[0, 0] / rows[0, 1])
+        return Interval(value, value, value, 1)
     return jackknife(lambda part: float(part[:, 0].sum() / part[:, 1].sum()), rows)
 
 

@@ -1,5 +1,6 @@
 """The VAE of a decoder's run: the base model's, with the newest verified decoder in it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from sumizome.vae.config import VaeTrainConfig
 from sumizome.vae.decoding import trained_networks
 from sumizome.vae.evaluation import Candidate
 
-__all__ = ["load_candidates", "load_trained_vae", "read_vae_config"]
+__all__ = ["held_out_by", "load_candidates", "load_trained_vae", "read_vae_config"]
 
 
 def read_vae_config(run_dir: Path) -> VaeTrainConfig:
@@ -28,6 +29,16 @@ def read_vae_config(run_dir: Path) -> VaeTrainConfig:
         raise CheckpointError(f"{run_dir}: not a run directory of `sumizome vae train`")
     config: VaeTrainConfig = read_toml(run_dir / "config.toml", VaeTrainConfig)
     return config
+
+
+def held_out_by(run_dir: Path) -> int:
+    """How many pictures a run held out of training: those of least hash."""
+    config = read_vae_config(run_dir)
+    try:
+        recorded = json.loads((run_dir / "environment.json").read_bytes())["data"]["held_out"]
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = config.validation.count
+    return min(int(recorded), config.validation.count)
 
 
 def load_trained_vae(

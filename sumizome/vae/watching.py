@@ -44,6 +44,8 @@ def build_observers(
             ended = True
         lookout.together(ended=ended)
         found = [pair for of_rank in ranks.gather(mine) for pair in of_rank]
+        if not found:
+            return "no held-out picture is large enough"
         means = {name: float(np.mean([pair.values[name] for pair in found])) for name in found[0].values}
         grid = np.array([pair.grid for pair in found]).sum(axis=0)
         means["blockiness"] = float(grid[0] / max(grid[1], 1e-12))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -154,3 +155,22 @@ def test_our_own_path_normalises_as_the_folded_file_does(tiny: SDXLModel, tmp_pa
     expected = normalise(encode_pixels(model.vae, pixels), latent_statistics(model.vae))
     found = normalise(encode_pixels(folded, pixels), latent_statistics(folded))
     assert (found - expected).abs().max() < 1e-6 * expected.abs().max().clamp(min=1)
+
+
+def test_the_source_is_never_replaced_even_when_asked_to_overwrite(
+    tiny_file: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An export is float16 unless told otherwise: written over its float32 source, it took the only copy."""
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_folder, folder)
+    inside = Path(shutil.copyfile(tiny_file, folder / "m.safetensors"))
+    (tmp_path / "link").symlink_to(folder)
+    for model, target in ((folder, folder), (folder, tmp_path / "link"), (inside, folder)):
+        assert main(["export", str(model), "--folder", str(target), "--overwrite"]) == 2
+        assert "the source itself" in (told := capsys.readouterr().err) or "lies inside" in told
+    for flag in ("--file", "--unet"):
+        assert main(["export", str(inside), flag, str(inside), "--overwrite"]) == 2
+    twice = ["--file", str(tmp_path / "m.safetensors"), "--unet", str(folder / ".." / "m.safetensors"), "--overwrite"]
+    assert main(["export", str(inside), *twice]) == 2
+    assert "given twice" in capsys.readouterr().err
+    assert inside.read_bytes() == tiny_file.read_bytes()

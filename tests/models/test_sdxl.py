@@ -1,6 +1,8 @@
 """Loading: the layouts that people have, and a sentence for everything that can be missing or wrong."""
 
+import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sumizome.errors import ModelError
+from sumizome.inspection import inspect_model
 from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -190,6 +193,13 @@ def test_scheduler_config_says_what_is_predicted(folder: Path) -> None:
         ("text_encoder/config.json", {"vocab_size": 49409}, "49409"),
         ("unet/config.json", {"block_out_channels": [32, 64, 128]}, "shape"),
         ("unet/config.json", {"down_block_types": ["Nonsense"] * 3}, "unet"),
+        ("unet/config.json", {"down_block_types": [None] * 3}, "unet"),
+        ("text_encoder/config.json", {"num_attention_heads": 3}, "text_encoder"),
+        ("text_encoder/config.json", {"hidden_size": None}, "text_encoder"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": math.inf}, "num_train_timesteps"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_timesteps"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
+        ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "not SDXL's"),
     ],
 )
 def test_a_folder_of_another_architecture_is_refused(
@@ -199,6 +209,8 @@ def test_a_folder_of_another_architecture_is_refused(
     with pytest.raises(ModelError, match=message) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+    with contextlib.suppress(ModelError):
+        inspect_model(folder)  # a sentence or findings, never a traceback
 
 
 # --- single files ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sumizome.errors import ConfigError
+from sumizome.export import needs_folding
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.vae import (
     LatentStatistics,
@@ -36,6 +38,18 @@ def test_sdxls_factor_and_appendix_b_are_the_same_kind_of_statistics(tiny: SDXLM
     normalised = normalise(raw, latent_statistics(vae))
     torch.testing.assert_close(normalised[:, 0], (raw[:, 0] - 4.8119) / 9.9181)
     torch.testing.assert_close(denormalise(normalised, latent_statistics(vae)), raw)
+
+
+def test_one_of_mean_and_deviation_alone_counts_for_nothing_as_in_diffusers(tiny: SDXLModel) -> None:
+    """It counted in our pictures and in training, was no reason to fold, and so was lost in every export."""
+    plain = latent_statistics(tiny.vae)
+    for alone in ({"latents_mean": [1.0] * 4}, {"latents_std": [2.0] * 4}):
+        vae = copy.deepcopy(tiny.vae)
+        vae.register_to_config(**alone)
+        assert latent_statistics(vae) == plain and not needs_folding(vae)
+    vae.register_to_config(latents_mean=[1.0], latents_std=[2.0])
+    with pytest.raises(ConfigError, match="1 means and 1 deviations for 4"):
+        latent_statistics(vae)
 
 
 def test_encoding_is_deterministic_and_knows_its_grid(tiny: SDXLModel) -> None:

@@ -59,3 +59,16 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ModelError, match=r"m\.safetensors ended"):
         scan_weights([header])
+
+
+def test_networks_of_a_folder_that_share_names_are_told_apart(tmp_path: Path) -> None:
+    """Both text encoders have the same names in files of the same name: the second one's findings hid the first's."""
+    headers, networks = [], ("text_encoder", "text_encoder_2")
+    for network, value in zip(networks, (float("nan"), float("inf")), strict=True):
+        (tmp_path / network).mkdir()
+        path = tmp_path / network / "model.safetensors"
+        save_file({"final_layer_norm.weight": torch.tensor([value, 1.0])}, path)
+        headers.append(read_header(path))
+    found = weight_scan.scan_weights(headers)
+    assert set(found.not_finite) == {f"{network}/final_layer_norm.weight" for network in networks}
+    assert len(found.data_sha256) == 2

@@ -98,6 +98,24 @@ def test_weights_come_from_tags_and_masks(manifest: Path, tmp_path: Path) -> Non
     assert torch.equal(regions[target][0, :, ::2], torch.full((32, 16), 5.0))
 
 
+def test_masks_of_which_none_is_a_pictures_are_refused(manifest: Path, tmp_path: Path) -> None:
+    """A folder too high or too deep: the whole run was trained without a single mask, and said that it had them."""
+    deeper = tmp_path / "masks" / "pictures"
+    deeper.mkdir(parents=True)
+    Image.new("L", (48, 48), 255).save(deeper / "000.png")
+    with pytest.raises(ConfigError, match=r"no mask for any picture; that of 0\d\d\.png would be .*/masks/0\d\d\.png"):
+        open_pictures(manifest, tmp_path / "masks")
+    assert open_pictures(manifest, deeper).masks is not None
+
+
+@pytest.mark.parametrize("side", [40, 50, 64])
+def test_windows_for_validation_are_whole_latents_whatever_side_is_asked_for(manifest: Path, side: int) -> None:
+    """validation.side = 500 ended a run in a traceback, by the VAE's factor, before its first step."""
+    shapes = [batch.pixels.shape for batch in loader_of(open_pictures(manifest)).validation_crops(side, 3)]
+    assert len(shapes) == 3 and all(length % 16 == 0 for shape in shapes for length in shape[2:])
+    assert not list(loader_of(open_pictures(manifest)).validation_crops(15, 3))
+
+
 def test_pictures_smaller_than_a_crop_are_counted_and_left_out(manifest: Path) -> None:
     loader = loader_of(open_pictures(manifest), crops=CropConfig(side=48))
     assert loader.too_small + int((loader.plan.step(0)[0].rows >= 0).sum()) > 0
