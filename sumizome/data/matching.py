@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -192,7 +192,8 @@ def _read_object(place: Path | ByteRange, where: str, columns: Columns) -> Recor
 
 
 def match_kohya(matches: Matches, pictures: PictureList, root: Path, table: Path, columns: Columns) -> None:
-    """By path (absolute, or below the source), with or without suffix, else by the file's name alone.
+    """By path (absolute, or below the source), with or without suffix, else by the file's name alone: of several
+    pictures of that name (`001.png` in every folder) the one whose folders end as the record's do.
 
     Raises: ConfigError, DataError: JSON that is not there or cannot be read.
     """
@@ -206,12 +207,31 @@ def match_kohya(matches: Matches, pictures: PictureList, root: Path, table: Path
         found = zip(paths.find(names), stems.find(bases), stems.find([stem(base) for base in bases]), strict=True)
         for (name, row), (by_path, by_name, by_stem) in zip(batch, found, strict=True):
             where = f"{table.name}:{name}"
-            if isinstance(row, dict):
-                matches.add(by_path or by_name or by_stem, row, columns, where)
-            else:
+            if not isinstance(row, dict):
                 matches.reject(
                     where, "record_invalid", "expected an object with tags or caption, found something else."
                 )
+                continue
+            places = by_path or _nearest(pictures, name, by_name or by_stem)
+            if len({stem(pictures.path(place)) for place in places}) > 1:
+                sentence = f"expected one picture of this name, found {len(places)}: name them with their folders."
+                matches.reject(where, "record_ambiguous", sentence)
+            else:
+                matches.add(places, row, columns, where)
+
+
+def _nearest(pictures: PictureList, name: str, places: list[int]) -> list[int]:
+    """Those of some pictures that have the most folders in common with a path, counted from the file upwards."""
+    if len(places) < 2:
+        return places
+    folders = name.split("/")[-2::-1]
+
+    def common(place: int) -> int:
+        own = pictures.path(place).split("/")[-2::-1]
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(folders, own, strict=False)))
+
+    shared = [common(place) for place in places]
+    return [place for place, count in zip(places, shared, strict=True) if count == max(shared)]
 
 
 def _kohya_rows(table: Path) -> Iterator[tuple[str, Any]]:

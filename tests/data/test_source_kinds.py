@@ -159,6 +159,27 @@ def test_kohya_metadata(tmp_path: Path) -> None:
             run(SourceConfig(root, "kohya", tmp_path / "meta.json"))
 
 
+def test_kohya_names_that_several_folders_have_go_by_the_folders_of_the_record(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for index, name in enumerate(["a/001.png", "b/001.png", "c/002.png", "d/002.png", "e/003.png", "e/003.webp"]):
+        draw(root / name, index)
+    content = {
+        "/old/place/b/001.png": {"tags": "dog"},
+        "/old/place/a/001.png": {"tags": "cat"},
+        "002": {"tags": "which of them"},
+        "/old/e/003.png": {"tags": "bird"},
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(content))
+    result = run(SourceConfig(root, "kohya", tmp_path / "meta.json"))
+    birds = {"e/003.png": ["bird"], "e/003.webp": ["bird"]}
+    assert tags(result) == {"a/001.png": ["cat"], "b/001.png": ["dog"], **birds}
+    assert reasons(result) == {
+        "meta.json:002": "record_ambiguous",
+        "c/002.png": "record_missing",
+        "d/002.png": "record_missing",
+    }
+
+
 def test_several_sources_in_one_manifest_from_a_file(tmp_path: Path) -> None:
     draw(tmp_path / "plain" / "3_x" / "a.png", 1, caption="folder")
     draw(tmp_path / "booru" / "1.png", 2)
