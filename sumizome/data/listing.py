@@ -6,7 +6,7 @@ leads out of the source is a reject, and names are untrusted: those that could n
 
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ __all__ = [
     "list_folder",
     "printable",
     "suffix",
+    "suffix_spellings",
 ]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -104,11 +105,12 @@ class _Folder:
 
     def sort_into(self, listing: Listing) -> None:
         kinds = IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
+        spelt = suffix_spellings(path for path in self.files if suffix(path) in self.sidecars)
         pictured = {path if self.appended else stem(path) for path in self.files if suffix(path) in kinds}
         for path in self.files:
             kind = suffix(path)
             if kind in IMAGE_SUFFIXES:
-                self._add(listing, path)
+                self._add(listing, path, spelt)
             elif kind in OTHER_IMAGE_SUFFIXES:
                 self.reject(path, "format_not_supported", f"expected PNG, JPEG or WebP, found {kind}: convert it.")
             elif posixpath.basename(path) in METADATA_NAMES:
@@ -127,11 +129,12 @@ class _Folder:
                         path, "caption_without_image", "expected a picture of the same name beside this caption."
                     )
 
-    def _add(self, listing: Listing, path: str) -> None:
+    def _add(self, listing: Listing, path: str, spelt: Mapping[str, str]) -> None:
         try:
             check_name(path)
-            found = [kind for kind in self.sidecars if self._caption(path, kind) in self.files]
-            for used in (path, *(self._caption(path, kind) for kind in found[:1])):
+            base = path if self.appended else stem(path)
+            found = [spelt[base + kind].removeprefix(base) for kind in self.sidecars if base + kind in spelt]
+            for used in (path, *(base + kind for kind in found[:1])):
                 if self.files[used].is_symlink():
                     check_link(self.root, used)
         except ImageRejected as error:
@@ -141,9 +144,6 @@ class _Folder:
             listing.doubled.append(path)
         size, mtime = _stamp(self.files[path])
         listing.pictures.add(Picture(path, size, mtime, found[0] if found else ""))
-
-    def _caption(self, path: str, kind: str) -> str:
-        return path + kind if self.appended else stem(path) + kind
 
 
 def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
@@ -175,6 +175,14 @@ def check_link(root: Path, path: str) -> None:
 
 def suffix(path: str) -> str:
     return posixpath.splitext(path)[1].lower()
+
+
+def suffix_spellings(names: Iterable[str]) -> dict[str, str]:
+    """Each name by itself with its suffix in lower case: `a.TXT` is the caption of `a.png`, unless `a.txt` is there."""
+    found: dict[str, str] = {}
+    for name in sorted(names):  # upper case sorts first, so lower case takes its place
+        found[stem(name) + suffix(name)] = name
+    return found
 
 
 def printable(text: str) -> str:
