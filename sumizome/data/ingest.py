@@ -30,6 +30,7 @@ from sumizome.data.ingest_tables import (
     write_mismatches,
 )
 from sumizome.data.journal import Journal
+from sumizome.data.listing import printable
 from sumizome.data.manifest import Manifest, write_manifest
 from sumizome.data.reject_table import write_rejects
 from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
@@ -111,7 +112,7 @@ def ingest_to(
     checked = _check_sources(sources)
     _check_output(manifest_path, checked, tag_lists or TagLists())
     if decode_again:
-        journal_path(manifest_path).unlink(missing_ok=True)
+        _forget(journal_path(manifest_path))
     result = ingest(
         sources,
         tag_lists=tag_lists,
@@ -123,6 +124,13 @@ def ingest_to(
     )
     _write_result(result, manifest_path)
     return result
+
+
+def _forget(journal: Path) -> None:
+    try:
+        journal.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot remove {journal}: {error.strerror}.") from error
 
 
 def _write_result(result: IngestResult, manifest_path: Path) -> None:
@@ -340,11 +348,22 @@ def _check_sources(sources: Sequence[Path | SourceConfig]) -> list[SourceConfig]
         elif not folder.is_dir():
             raise ConfigError(f"expected a folder of pictures, found a file at {folder}: name the folder it is in.")
         root = folder.resolve()
+        if not _is_utf8(root):
+            raise ConfigError(f"expected a folder whose path is UTF-8, found {printable(str(root))}: rename it.")
         for other in (each.folder for each in found):
             if root.is_relative_to(other) or other.is_relative_to(root):
                 raise ConfigError(f"expected folders apart from each other, found {root} and {other}: name the outer.")
         found.append(replace(config, folder=root, records=config.records.resolve() if config.records else None))
     return found
+
+
+def _is_utf8(path: Path) -> bool:
+    """False for a path with bytes that are no UTF-8, which no manifest, table or terminal could show."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_output(path: Path, sources: Iterable[SourceConfig], lists: TagLists) -> None:

@@ -49,6 +49,29 @@ def run(*sources: Path) -> IngestResult:
 # --- conventions ------------------------------------------------------------------------------------------------------
 
 
+def test_the_suffix_of_a_caption_may_be_in_upper_case(tmp_path: Path) -> None:
+    for seed, name in enumerate(["a.png", "b.PNG", "c.png"]):
+        draw(tmp_path / name, seed)
+    (tmp_path / "a.TXT").write_text("loud")
+    (tmp_path / "b.Caption").write_text("mixed")
+    (tmp_path / "c.txt").write_text("the usual one")
+    (tmp_path / "c.TXT").write_text("another")
+    result = run(tmp_path)
+    assert {path: row["tags"] for path, row in rows(result).items()} == {
+        "a.png": ["loud"],
+        "b.PNG": ["mixed"],
+        "c.png": ["the usual one"],
+    }
+    assert (result.rejects, result.captions_missing) == ([], 0)
+
+
+def test_a_folder_whose_path_is_no_utf8_is_named(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    os.utime(draw(folder / "a.png"), (1e9, 1e9))
+    with pytest.raises(ConfigError, match=r"caf\\udce9: rename it"):
+        run(folder)
+
+
 def test_a_row_says_what_the_file_is(tmp_path: Path) -> None:
     path = draw(tmp_path / "sub" / "a.png", caption="1girl, blue_hair ||| ^_^")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

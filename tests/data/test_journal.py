@@ -97,6 +97,12 @@ def test_another_way_of_looking_decodes_again(root: Path, decoded: list[str], mo
     assert len(decoded) == 14
 
 
+def test_a_journal_that_cannot_be_removed_is_named(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.decoded").mkdir()
+    with pytest.raises(DataError, match=r"cannot remove .*m\.decoded"):
+        ingest_to(tmp_path / "m.parquet", [root], workers=0, decode_again=True)
+
+
 def test_files_that_have_just_changed_are_not_trusted_yet(root: Path, decoded: list[str]) -> None:
     draw(root / "fresh.png", 50)
     run(root)
