@@ -180,6 +180,15 @@ def test_kohya_names_that_several_folders_have_go_by_the_folders_of_the_record(t
     }
 
 
+def test_half_of_an_emoji_in_a_dump_costs_its_own_picture_only(tmp_path: Path) -> None:
+    for number in (1, 2):
+        draw(tmp_path / "images" / f"{number}.png", number)
+    (tmp_path / "posts.jsonl").write_text('{"id": 1, "caption": "cut \\ud83d"}\n{"id": 2, "caption": "whole"}')
+    result = run(SourceConfig(tmp_path / "images", "booru", tmp_path / "posts.jsonl"))
+    assert tags(result) == {"2.png": ["whole"]}
+    assert reasons(result) == {"1.png": "record_invalid"}
+
+
 def test_several_sources_in_one_manifest_from_a_file(tmp_path: Path) -> None:
     draw(tmp_path / "plain" / "3_x" / "a.png", 1, caption="folder")
     draw(tmp_path / "booru" / "1.png", 2)
