@@ -222,6 +222,26 @@ def test_one_ingest_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_who_is_refused_takes_nothing_away(root: Path) -> None:
+    run(root)
+    path = root.parent / "out" / "m.decoded"
+    before = path.read_bytes()
+    with Journal(path, LOOK), pytest.raises(DataError, match="is ingesting here"):
+        run(root, decode_again=True)
+    assert path.read_bytes() == before
+
+
+def test_a_journal_that_is_deleted_meanwhile_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "x.decoded"
+    written(path, 1, 12)
+    with Journal(path, LOOK) as known:
+        known.find([stamp(1)], [None])
+        path.unlink()
+        known.add(stamp(99), facts(99), None)
+        known.prune()
+    assert Journal(path, LOOK).find([stamp(99)], [None]) == [facts(99)]
+
+
 # --- killed -----------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
