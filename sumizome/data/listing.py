@@ -155,11 +155,18 @@ def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+_SPACES = (0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000)
+_JOINERS = (0x200C, 0x200D)
+_IN_NAMES = dict.fromkeys((*_SPACES, *_JOINERS))
+"""Not printable to Python, and harmless: Japanese titles have the wide space, emoji are joined."""
+
+
 def check_name(path: str) -> None:
     """Raises: ImageRejected for a name that is no text or that another system would take for a path."""
-    if path != printable(path) or "\\" in path:
+    if not path.translate(_IN_NAMES).isprintable() or "\\" in path:
         raise ImageRejected(
-            "bad_path", "expected a name in UTF-8 without control characters or backslashes: rename it."
+            "bad_path",
+            "expected a name in UTF-8 without control characters, marks of direction or backslashes: rename it.",
         )
 
 
