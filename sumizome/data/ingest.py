@@ -31,7 +31,7 @@ from sumizome.data.ingest_tables import (
 )
 from sumizome.data.journal import Journal
 from sumizome.data.listing import printable
-from sumizome.data.manifest import Manifest, write_manifest
+from sumizome.data.manifest import Manifest, is_other_parquet, write_manifest
 from sumizome.data.reject_table import write_rejects
 from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
 from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
@@ -111,8 +111,6 @@ def ingest_to(
     """
     checked = _check_sources(sources)
     _check_output(manifest_path, checked, tag_lists or TagLists())
-    if decode_again:
-        _forget(journal_path(manifest_path))
     result = ingest(
         sources,
         tag_lists=tag_lists,
@@ -121,16 +119,10 @@ def ingest_to(
         workers=workers,
         progress=progress,
         journal=journal_path(manifest_path),
+        decode_again=decode_again,
     )
     _write_result(result, manifest_path)
     return result
-
-
-def _forget(journal: Path) -> None:
-    try:
-        journal.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot remove {journal}: {error.strerror}.") from error
 
 
 def _write_result(result: IngestResult, manifest_path: Path) -> None:
@@ -156,6 +148,7 @@ def ingest(
     workers: int | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
+    decode_again: bool = False,
 ) -> IngestResult:
     """The manifest of all pictures of the sources (a path is a folder with captions), each decoded whole, once; writes
     nothing but the journal, if there is one.
@@ -176,7 +169,7 @@ def ingest(
     look = Look(background, duplicates.near != "off")
     found = _Sorted(configs, rewriter, [reject for scan in scans for reject in scan.rejects])
     total = sum(map(len, scans))
-    with Journal(journal, look) as known:
+    with Journal(journal, look, anew=decode_again) as known:
         for entries in (window for scan in scans for window in scan.entries()):
             for entry, outcome, state in _look_at(entries, known, look, workers):
                 found.add(entry, outcome, state)
@@ -379,3 +372,5 @@ def _check_output(path: Path, sources: Iterable[SourceConfig], lists: TagLists) 
     for written in (path, rejects_path(path), copies_path(path), mismatches_path(path), journal_path(path)):
         if written.resolve() in [each.resolve() for each in read]:
             raise ConfigError(f"manifest: {written} would take the place of a file that is read: give another name.")
+    if path.is_file() and is_other_parquet(path):
+        raise ConfigError(f"manifest: {path} is a table that ingest did not write: give another name.")
