@@ -203,8 +203,11 @@ def match_kohya(matches: Matches, pictures: PictureList, root: Path, table: Path
     rows = _kohya_rows(table)
     while batch := list(islice(rows, 1024)):
         names = [posixpath.normpath(name.replace("\\", "/")).removeprefix(f"{root.as_posix()}/") for name, _ in batch]
-        bases = [posixpath.basename(name) for name in names]
-        found = zip(paths.find(names), stems.find(bases), stems.find([stem(base) for base in bases]), strict=True)
+        with_path = paths.find(names)
+        # Only of the others: a name such as 001.png may be in every folder, and all of these would be looked at.
+        bases = [None if places else posixpath.basename(name) for name, places in zip(names, with_path, strict=True)]
+        without_suffix = [base and stem(base) for base in bases]
+        found = zip(with_path, stems.find(bases), stems.find(without_suffix), strict=True)
         for (name, row), (by_path, by_name, by_stem) in zip(batch, found, strict=True):
             where = f"{table.name}:{name}"
             if not isinstance(row, dict):
@@ -213,7 +216,7 @@ def match_kohya(matches: Matches, pictures: PictureList, root: Path, table: Path
                 )
                 continue
             places = by_path or _nearest(pictures, name, by_name or by_stem)
-            if len({stem(pictures.path(place)) for place in places}) > 1:
+            if len(places) > 1 and len({stem(pictures.path(place)) for place in places}) > 1:
                 sentence = f"expected one picture of this name, found {len(places)}: name them with their folders."
                 matches.reject(where, "record_ambiguous", sentence)
             else:

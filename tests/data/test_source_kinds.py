@@ -15,6 +15,7 @@ from sumizome.cli import ingest as cli
 from sumizome.data import matching
 from sumizome.data.ingest import IngestResult, ingest, ingest_to
 from sumizome.data.manifest import load_manifest
+from sumizome.data.picture_list import Picture
 from sumizome.data.source_config import Columns, PictureRules, SourceConfig
 from sumizome.data.source_file import load_sources
 from sumizome.data.sources import scan_source
@@ -314,3 +315,20 @@ def test_sidecars_read_by_many_processes_say_what_one_reads(tmp_path: Path, monk
     assert list(one.entries()) == list(two.entries())
     assert one.rejects == two.rejects
     assert (len(one), len(one.rejects), one.categories) == (34, 6, two.categories)
+
+
+def test_kohya_names_found_by_path_are_not_looked_for_in_every_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = matching.PictureList()
+    names = [f"{folder}/{number}.png" for folder in range(20) for number in range(20)]
+    for name in names:
+        pictures.add(Picture(name, 1, 1))
+    pictures.close()
+    looked: list[int] = []
+    path = matching.PictureList.path
+    monkeypatch.setattr(matching.PictureList, "path", lambda self, place: (looked.append(place), path(self, place))[1])
+    rows = [(name, {"tags": "a"}) for name in names]
+    monkeypatch.setattr(matching, "_kohya_rows", lambda table: iter(rows))
+    matches = matching.Matches(len(names), PictureRules())
+    matching.match_kohya(matches, pictures, Path("/nowhere"), Path("meta.json"), Columns())
+    assert (matches.place >= 0).all()
+    assert len(looked) == len(names)  # not 20 times as many
