@@ -25,6 +25,7 @@ from sumizome.data.records import Record, Row, build_record, parse_object, read_
 from sumizome.data.rules import check_rating
 from sumizome.data.source_config import Columns, PictureRules
 from sumizome.errors import ConfigError, DataError
+from sumizome.interrupts import ignore_interrupts, interrupts_held
 
 __all__ = ["SIDECAR_SUFFIX", "Matches", "match_kohya", "match_objects", "match_table"]
 
@@ -153,11 +154,13 @@ def match_objects(
             matches.add_outcome(picture, _read_object(place, where, columns))
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the locked locks of Arrow's threads
-    with ProcessPoolExecutor(workers, context) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=ignore_interrupts) as pool:
         waiting: deque[tuple[list[int], Future[list[Record | ImageRejected]]]] = deque()
         for chunk in _chunks(first, source):
             places = [(place, where) for _, place, where in chunk]
-            waiting.append(([picture for picture, _, _ in chunk], pool.submit(_read_objects, places, columns)))
+            with interrupts_held():  # it may start a worker
+                coming = pool.submit(_read_objects, places, columns)
+            waiting.append(([picture for picture, _, _ in chunk], coming))
             if len(waiting) > 4 * workers:  # bounded, and in order
                 _take(matches, *waiting.popleft())
         while waiting:
