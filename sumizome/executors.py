@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 
 from sumizome.device import choose_device
 from sumizome.errors import ConfigError, DataError, SumizomeError
+from sumizome.interrupts import ignore_interrupts, interrupts_held
 from sumizome.prepare_work import Event, Work, work_through
 
 __all__ = ["Executor", "LocalExecutor", "in_turn", "local_devices"]
@@ -77,8 +78,9 @@ class LocalExecutor:
         ]
         failures: dict[int, BaseException] = {}
         try:
-            for worker in workers:
-                worker.start()
+            with interrupts_held():
+                for worker in workers:
+                    worker.start()
             yield from _gather(events, workers, failures)
         finally:
             for worker in workers:
@@ -117,6 +119,7 @@ def _gather(events: Any, workers: Sequence[Any], failures: dict[int, BaseExcepti
 
 def _work(events: Any, number: int, device: str, work: Work, vae: AutoencoderKL, units: Sequence[int]) -> None:
     """A worker process: events, then None or the error that ended it. It ends with the process that started it."""
+    ignore_interrupts()
     parent = os.getppid()
     outcome: BaseException | None = None
     try:

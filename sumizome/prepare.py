@@ -27,7 +27,7 @@ from sumizome.leases import Leases
 from sumizome.models.vae import latent_statistics, vae_digest, vae_factor
 from sumizome.prepare_work import Event, PrepareConfig, Work, lease_folder
 
-__all__ = ["PrepareConfig", "PrepareProgress", "prepare_latents"]
+__all__ = ["PrepareConfig", "PrepareProgress", "check_outside", "prepare_latents"]
 
 _FULL_BELOW = 4 * 2**30
 """Bytes of shards up to which all are hashed before a preparation goes on; above, only their sizes are compared."""
@@ -132,13 +132,18 @@ def _fingerprint(manifest: ManifestRows, vae: AutoencoderKL, config: PrepareConf
 # ── The beginning ──
 
 
-def _check_out(out: Path, sources: Iterable[Path]) -> None:
-    place = out.resolve()
+def check_outside(folder: Path, sources: Iterable[Path], option: str) -> None:
+    """Raises: ConfigError if what is to be written lies in a folder of pictures."""
+    place = folder.resolve()
     for source in sources:
         if place.is_relative_to(source.resolve()):
             raise ConfigError(
-                f"--out {out} lies inside the picture folder {source}, which is never written to; give another"
+                f"{option} {folder} lies inside the picture folder {source}, which is never written to; give another"
             )
+
+
+def _check_out(out: Path, sources: Iterable[Path]) -> None:
+    check_outside(out, sources, "--out")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
     names = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sumizome.data.latent_plan import plan_path
 from sumizome.data.store import Store
 from sumizome.errors import ConfigError, ShardError
 from sumizome.files import hold_lock
-from sumizome.prepare import PrepareProgress
+from sumizome.prepare import PrepareProgress, check_outside
 
 __all__ = ["CLAIM", "prepared_to_store"]
 
@@ -32,18 +32,16 @@ _LOCK = ".staging.lock"
 _REQUESTS = 16
 
 
-def prepared_to_store(steps: Iterator[PrepareProgress], folder: Path, store: Store) -> Iterator[PrepareProgress]:
+def prepared_to_store(
+    steps: Iterator[PrepareProgress], folder: Path, store: Store, sources: Iterable[Path] = ()
+) -> Iterator[PrepareProgress]:
     """The steps of `prepare_latents` into `folder`, with what each has committed put into the store.
 
-    `steps` must not have begun: what the store holds is brought here first.
+    `steps` must not have begun: what the store holds is brought here first. `sources` are the folders of pictures.
     Raises: ShardError if another machine is at work there; StoreError if the store cannot be reached; ConfigError if
-    `folder` holds latents that were not made there for a store.
+    `folder` holds what was not made there for a store, or lies among the pictures.
     """
-    if not (folder / _LOCK).exists() and _newest_plan(folder):
-        raise ConfigError(
-            f"{folder} holds latents of its own, which those of {store.address} would replace; give another --staging"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_staging(folder, store, sources)
     lock = hold_lock(folder / _LOCK, lambda holder: ShardError(f"{holder} prepares into {store.address}"))
     with lock, _claimed(store):
         _bring_back(store, folder)
@@ -52,6 +50,24 @@ def prepared_to_store(steps: Iterator[PrepareProgress], folder: Path, store: Sto
             copy.put_units()
             yield step
         copy.finish()
+
+
+def _check_staging(folder: Path, store: Store, sources: Iterable[Path]) -> None:
+    """Makes the folder, unless what is in it is somebody's: what the store does not have is thrown away there."""
+    check_outside(folder, sources, "--staging")
+    try:
+        if not (folder / _LOCK).exists() and folder.exists():
+            if _newest_plan(folder):
+                raise ConfigError(
+                    f"{folder} holds latents of its own, which those of {store.address} would replace; "
+                    "give another --staging"
+                )
+            if found := next((path.name for path in folder.iterdir()), None):
+                raise ConfigError(f"--staging {folder} holds other things ({found}); give a new or empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _LOCK).touch()
+    except OSError as error:
+        raise ConfigError(f"--staging {folder} cannot be written: {error.strerror}; give another") from error
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from sumizome.cli import prepare as cli
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.manifest import Manifest
 from sumizome.data.shard_cache import CacheConfig
-from sumizome.data.store import Store, open_store
+from sumizome.data.store import LocalStore, Store, open_store
 from sumizome.errors import ConfigError, ShardError
 from sumizome.prepare import PrepareProgress, prepare_latents
 from sumizome.prepare_store import CLAIM, prepared_to_store
@@ -136,3 +136,27 @@ def test_what_cannot_be_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         cli._store(replace(told, out=Path("folder"), staging=Path("x")))
     with pytest.raises(ConfigError, match="gs:// is no store"):
         cli._store(replace(told, out=Path("gs://bucket/x")))
+
+
+def test_a_staging_folder_that_is_anothers_stays_as_it_is(
+    manifests: tuple[Manifest, Manifest], vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    old, _ = manifests
+    store = LocalStore(tmp_path / "store")
+    pictures = old.sources[0]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "rejects.csv").write_text("of another program")
+    (tmp_path / "file").write_text("")
+    for folder, told in (
+        (pictures / "staging", "lies inside the picture folder"),
+        (mine, r"--staging .*mine holds other things \(rejects\.csv\)"),
+        (tmp_path / "file", "cannot be written: Not a directory"),
+        (tmp_path / "file" / "below", "cannot be written: Not a directory"),
+    ):
+        begun = prepare_latents(old, vae, folder, CONFIG)
+        with pytest.raises(ConfigError, match=told):
+            next(prepared_to_store(begun, folder, store, old.sources))
+    assert [path.name for path in mine.iterdir()] == ["rejects.csv"]
+    assert not (pictures / "staging").exists()
+    assert store.list() == {}

@@ -108,7 +108,7 @@ def run(command: Command) -> None:
         folder = command.out if store is None else command.staging or _staging(store.address)
         steps = prepare_latents(manifest, vae, folder, config, command=as_shell(command), executor=executor)
         if store is not None:
-            steps = prepared_to_store(steps, folder, store)
+            steps = prepared_to_store(steps, folder, store, manifest.sources)
         workers = len(executor.devices) if isinstance(executor, LocalExecutor) else 0
         last = _watch(steps, console, max(1, workers), shows=speaks)
     variants = config.crops * (2 if config.flip else 1)

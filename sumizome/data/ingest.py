@@ -30,7 +30,8 @@ from sumizome.data.ingest_tables import (
     write_mismatches,
 )
 from sumizome.data.journal import Journal
-from sumizome.data.manifest import Manifest, write_manifest
+from sumizome.data.listing import printable
+from sumizome.data.manifest import Manifest, is_other_parquet, write_manifest
 from sumizome.data.reject_table import write_rejects
 from sumizome.data.rules import TagRewriter, check_size, load_tag_rewriter
 from sumizome.data.source_config import DuplicateConfig, SourceConfig, TagLists
@@ -110,8 +111,6 @@ def ingest_to(
     """
     checked = _check_sources(sources)
     _check_output(manifest_path, checked, tag_lists or TagLists())
-    if decode_again:
-        journal_path(manifest_path).unlink(missing_ok=True)
     result = ingest(
         sources,
         tag_lists=tag_lists,
@@ -120,6 +119,7 @@ def ingest_to(
         workers=workers,
         progress=progress,
         journal=journal_path(manifest_path),
+        decode_again=decode_again,
     )
     _write_result(result, manifest_path)
     return result
@@ -148,6 +148,7 @@ def ingest(
     workers: int | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
+    decode_again: bool = False,
 ) -> IngestResult:
     """The manifest of all pictures of the sources (a path is a folder with captions), each decoded whole, once; writes
     nothing but the journal, if there is one.
@@ -168,7 +169,7 @@ def ingest(
     look = Look(background, duplicates.near != "off")
     found = _Sorted(configs, rewriter, [reject for scan in scans for reject in scan.rejects])
     total = sum(map(len, scans))
-    with Journal(journal, look) as known:
+    with Journal(journal, look, anew=decode_again) as known:
         for entries in (window for scan in scans for window in scan.entries()):
             for entry, outcome, state in _look_at(entries, known, look, workers):
                 found.add(entry, outcome, state)
@@ -340,11 +341,22 @@ def _check_sources(sources: Sequence[Path | SourceConfig]) -> list[SourceConfig]
         elif not folder.is_dir():
             raise ConfigError(f"expected a folder of pictures, found a file at {folder}: name the folder it is in.")
         root = folder.resolve()
+        if not _is_utf8(root):
+            raise ConfigError(f"expected a folder whose path is UTF-8, found {printable(str(root))}: rename it.")
         for other in (each.folder for each in found):
             if root.is_relative_to(other) or other.is_relative_to(root):
                 raise ConfigError(f"expected folders apart from each other, found {root} and {other}: name the outer.")
         found.append(replace(config, folder=root, records=config.records.resolve() if config.records else None))
     return found
+
+
+def _is_utf8(path: Path) -> bool:
+    """False for a path with bytes that are no UTF-8, which no manifest, table or terminal could show."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_output(path: Path, sources: Iterable[SourceConfig], lists: TagLists) -> None:
@@ -360,3 +372,5 @@ def _check_output(path: Path, sources: Iterable[SourceConfig], lists: TagLists) 
     for written in (path, rejects_path(path), copies_path(path), mismatches_path(path), journal_path(path)):
         if written.resolve() in [each.resolve() for each in read]:
             raise ConfigError(f"manifest: {written} would take the place of a file that is read: give another name.")
+    if path.is_file() and is_other_parquet(path):
+        raise ConfigError(f"manifest: {path} is a table that ingest did not write: give another name.")

@@ -12,6 +12,7 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sumizome.data.tags import ParsedTags
@@ -69,20 +71,46 @@ def look_digest(look: Look) -> bytes:
 class Journal:
     """The outcomes of a way of looking, by the stamp of the file's state. Use as a context; one process at a time."""
 
-    def __init__(self, path: Path | None, look: Look) -> None:
-        self._path, self._look = path, look_digest(look)
+    def __init__(self, path: Path | None, look: Look, *, anew: bool = False) -> None:
+        """`anew` forgets what the file has, once no other process is at it."""
+        self._path, self._look, self._anew = path, look_digest(look), anew
         self._rows: list[dict[str, Any]] = []
         self._written = time.monotonic()
-        self._tables = list(_read_blocks(path, self._look)) if path and path.is_file() else []
-        self._table = pa.concat_tables([_SCHEMA.empty_table(), *self._tables]).combine_chunks()
-        self._keys, self._order = _sorted_keys(self._table["stamp"])
-        self._used = np.zeros(len(self._table), bool)
         self._held = contextlib.ExitStack()
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        """What the file had when this was entered, or first asked."""
+        tables = _read_blocks(self._path, self._look) if self._path and self._path.is_file() else ()
+        return pa.concat_tables([_SCHEMA.empty_table(), *tables]).combine_chunks()
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        return _sorted_keys(self._table["stamp"])
+
+    @cached_property
+    def _used(self) -> NDArray[np.bool_]:
+        """[rows]: it was asked for."""
+        return np.zeros(len(self._table), bool)
 
     def __enter__(self) -> "Journal":
         if self._path is not None:
             self._held.enter_context(_lock(self._path))
+            try:
+                self._begin(self._path)
+            except BaseException:
+                self._held.close()
+                raise
         return self
+
+    def _begin(self, path: Path) -> None:
+        """Reads the file, or forgets it: only now, for until now another process may have been writing it."""
+        if self._anew:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise DataError(f"cannot remove {path}: {error.strerror}.") from error
+        len(self._table)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -97,12 +125,13 @@ class Journal:
         """What is known of files in these states, with these md5s where a record says so; their tags are empty."""
         found: list[Outcome | None] = [None] * len(stamps)
         asked = [at for at, stamp in enumerate(stamps) if stamp is not None]
-        if not asked or not len(self._keys):
+        keys, order = self._sorted
+        if not asked or not len(keys):
             return found
         wanted = np.array([int.from_bytes((stamps[at] or b"")[:8], "little") for at in asked], np.uint64)
-        last = np.searchsorted(self._keys, wanted, "right") - 1  # the newest of equal ones
-        hits = np.flatnonzero((last >= 0) & (self._keys[np.maximum(last, 0)] == wanted))
-        rows = self._order[last[hits]]
+        last = np.searchsorted(keys, wanted, "right") - 1  # the newest of equal ones
+        hits = np.flatnonzero((last >= 0) & (keys[np.maximum(last, 0)] == wanted))
+        rows = order[last[hits]]
         for at, row, values in zip(
             hits.tolist(), rows.tolist(), self._table.take(pa.array(rows)).to_pylist(), strict=True
         ):
@@ -154,11 +183,16 @@ class Journal:
         if self._path is None or not self._path.is_file() or self._used.sum() * 2 >= len(self._used):
             return
         table = pa.concat_tables([_SCHEMA.empty_table(), *_read_blocks(self._path, self._look)])
-        stays = np.ones(len(table), bool)
-        stays[: len(self._used)] = self._used
-        kept = table.filter(pa.array(stays))
+        # By stamp, not by place: a user may have deleted the file meanwhile, and it began anew.
+        old, asked = self._table["stamp"], self._table["stamp"].filter(pa.array(self._used))
+        unasked = pc.and_(_is_in(table["stamp"], old), pc.invert(_is_in(table["stamp"], asked)))
+        kept = table.filter(pc.invert(unasked))
         blocks = [_block(kept.slice(start, 65_536), self._look) for start in range(0, len(kept), 65_536)]
         write_atomically(self._path, lambda temporary: temporary.write_bytes(b"".join(blocks)))
+
+
+def _is_in(stamps: pa.ChunkedArray, those: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.is_in(stamps, value_set=those.combine_chunks())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ leads out of the source is a reject, and names are untrusted: those that could n
 
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ __all__ = [
     "list_folder",
     "printable",
     "suffix",
+    "suffix_spellings",
 ]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -104,11 +105,12 @@ class _Folder:
 
     def sort_into(self, listing: Listing) -> None:
         kinds = IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
+        spelt = suffix_spellings(path for path in self.files if suffix(path) in self.sidecars)
         pictured = {path if self.appended else stem(path) for path in self.files if suffix(path) in kinds}
         for path in self.files:
             kind = suffix(path)
             if kind in IMAGE_SUFFIXES:
-                self._add(listing, path)
+                self._add(listing, path, spelt)
             elif kind in OTHER_IMAGE_SUFFIXES:
                 self.reject(path, "format_not_supported", f"expected PNG, JPEG or WebP, found {kind}: convert it.")
             elif posixpath.basename(path) in METADATA_NAMES:
@@ -127,11 +129,12 @@ class _Folder:
                         path, "caption_without_image", "expected a picture of the same name beside this caption."
                     )
 
-    def _add(self, listing: Listing, path: str) -> None:
+    def _add(self, listing: Listing, path: str, spelt: Mapping[str, str]) -> None:
         try:
             check_name(path)
-            found = [kind for kind in self.sidecars if self._caption(path, kind) in self.files]
-            for used in (path, *(self._caption(path, kind) for kind in found[:1])):
+            base = path if self.appended else stem(path)
+            found = [spelt[base + kind].removeprefix(base) for kind in self.sidecars if base + kind in spelt]
+            for used in (path, *(base + kind for kind in found[:1])):
                 if self.files[used].is_symlink():
                     check_link(self.root, used)
         except ImageRejected as error:
@@ -141,9 +144,6 @@ class _Folder:
             listing.doubled.append(path)
         size, mtime = _stamp(self.files[path])
         listing.pictures.add(Picture(path, size, mtime, found[0] if found else ""))
-
-    def _caption(self, path: str, kind: str) -> str:
-        return path + kind if self.appended else stem(path) + kind
 
 
 def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
@@ -155,11 +155,18 @@ def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+_SPACES = (0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000)
+_JOINERS = (0x200C, 0x200D)
+_IN_NAMES = dict.fromkeys((*_SPACES, *_JOINERS))
+"""Not printable to Python, and harmless: Japanese titles have the wide space, emoji are joined."""
+
+
 def check_name(path: str) -> None:
     """Raises: ImageRejected for a name that is no text or that another system would take for a path."""
-    if path != printable(path) or "\\" in path:
+    if not path.translate(_IN_NAMES).isprintable() or "\\" in path:
         raise ImageRejected(
-            "bad_path", "expected a name in UTF-8 without control characters or backslashes: rename it."
+            "bad_path",
+            "expected a name in UTF-8 without control characters, marks of direction or backslashes: rename it.",
         )
 
 
@@ -175,6 +182,14 @@ def check_link(root: Path, path: str) -> None:
 
 def suffix(path: str) -> str:
     return posixpath.splitext(path)[1].lower()
+
+
+def suffix_spellings(names: Iterable[str]) -> dict[str, str]:
+    """Each name by itself with its suffix in lower case: `a.TXT` is the caption of `a.png`, unless `a.txt` is there."""
+    found: dict[str, str] = {}
+    for name in sorted(names):  # upper case sorts first, so lower case takes its place
+        found[stem(name) + suffix(name)] = name
+    return found
 
 
 def printable(text: str) -> str:

@@ -40,6 +40,7 @@ __all__ = [
     "ManifestRows",
     "check_ids",
     "check_values",
+    "is_other_parquet",
     "load_manifest",
     "picture_place",
     "picture_sizes",
@@ -306,6 +307,14 @@ def refusing_damage(path: Path) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def is_other_parquet(path: Path) -> bool:
+    """Whether a file is whole parquet that `sumizome ingest` did not write: somebody's table."""
+    try:
+        return _METADATA_KEY not in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError, ValueError):
+        return False
 
 
 def read_header(schema: pa.Schema, path: Path) -> dict[str, Any]:

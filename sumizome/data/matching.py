@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from sumizome.data.records import Record, Row, build_record, parse_object, read_
 from sumizome.data.rules import check_rating
 from sumizome.data.source_config import Columns, PictureRules
 from sumizome.errors import ConfigError, DataError
+from sumizome.interrupts import ignore_interrupts, interrupts_held
 
 __all__ = ["SIDECAR_SUFFIX", "Matches", "match_kohya", "match_objects", "match_table"]
 
@@ -153,11 +154,13 @@ def match_objects(
             matches.add_outcome(picture, _read_object(place, where, columns))
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the locked locks of Arrow's threads
-    with ProcessPoolExecutor(workers, context) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=ignore_interrupts) as pool:
         waiting: deque[tuple[list[int], Future[list[Record | ImageRejected]]]] = deque()
         for chunk in _chunks(first, source):
             places = [(place, where) for _, place, where in chunk]
-            waiting.append(([picture for picture, _, _ in chunk], pool.submit(_read_objects, places, columns)))
+            with interrupts_held():  # it may start a worker
+                coming = pool.submit(_read_objects, places, columns)
+            waiting.append(([picture for picture, _, _ in chunk], coming))
             if len(waiting) > 4 * workers:  # bounded, and in order
                 _take(matches, *waiting.popleft())
         while waiting:
@@ -192,7 +195,8 @@ def _read_object(place: Path | ByteRange, where: str, columns: Columns) -> Recor
 
 
 def match_kohya(matches: Matches, pictures: PictureList, root: Path, table: Path, columns: Columns) -> None:
-    """By path (absolute, or below the source), with or without suffix, else by the file's name alone.
+    """By path (absolute, or below the source), with or without suffix, else by the file's name alone: of several
+    pictures of that name (`001.png` in every folder) the one whose folders end as the record's do.
 
     Raises: ConfigError, DataError: JSON that is not there or cannot be read.
     """
@@ -202,16 +206,38 @@ def match_kohya(matches: Matches, pictures: PictureList, root: Path, table: Path
     rows = _kohya_rows(table)
     while batch := list(islice(rows, 1024)):
         names = [posixpath.normpath(name.replace("\\", "/")).removeprefix(f"{root.as_posix()}/") for name, _ in batch]
-        bases = [posixpath.basename(name) for name in names]
-        found = zip(paths.find(names), stems.find(bases), stems.find([stem(base) for base in bases]), strict=True)
+        with_path = paths.find(names)
+        # Only of the others: a name such as 001.png may be in every folder, and all of these would be looked at.
+        bases = [None if places else posixpath.basename(name) for name, places in zip(names, with_path, strict=True)]
+        without_suffix = [base and stem(base) for base in bases]
+        found = zip(with_path, stems.find(bases), stems.find(without_suffix), strict=True)
         for (name, row), (by_path, by_name, by_stem) in zip(batch, found, strict=True):
             where = f"{table.name}:{name}"
-            if isinstance(row, dict):
-                matches.add(by_path or by_name or by_stem, row, columns, where)
-            else:
+            if not isinstance(row, dict):
                 matches.reject(
                     where, "record_invalid", "expected an object with tags or caption, found something else."
                 )
+                continue
+            places = by_path or _nearest(pictures, name, by_name or by_stem)
+            if len(places) > 1 and len({stem(pictures.path(place)) for place in places}) > 1:
+                sentence = f"expected one picture of this name, found {len(places)}: name them with their folders."
+                matches.reject(where, "record_ambiguous", sentence)
+            else:
+                matches.add(places, row, columns, where)
+
+
+def _nearest(pictures: PictureList, name: str, places: list[int]) -> list[int]:
+    """Those of some pictures that have the most folders in common with a path, counted from the file upwards."""
+    if len(places) < 2:
+        return places
+    folders = name.split("/")[-2::-1]
+
+    def common(place: int) -> int:
+        own = pictures.path(place).split("/")[-2::-1]
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(folders, own, strict=False)))
+
+    shared = [common(place) for place in places]
+    return [place for place, count in zip(places, shared, strict=True) if count == max(shared)]
 
 
 def _kohya_rows(table: Path) -> Iterator[tuple[str, Any]]:

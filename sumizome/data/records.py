@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -61,7 +62,8 @@ class Record(NamedTuple):
 def build_record(row: Row, columns: Columns, where: str) -> Record:
     """The record in a row.
 
-    Raises: ImageRejected("record_invalid") for tags that are neither text nor a list of it, or an md5 that is none.
+    Raises: ImageRejected("record_invalid") for tags that are neither text nor a list of it, an md5 that is none, or
+        text that UTF-8 cannot hold.
     """
     md5 = _text(_find(row, columns.md5), "md5").strip().lower()
     if md5 and not re.fullmatch("[0-9a-f]{32}", md5):
@@ -75,7 +77,7 @@ def build_record(row: Row, columns: Columns, where: str) -> Record:
     loose = [] if categorised else _tags(_find(row, columns.tags), columns.separator)
     caption = _text(_find(row, columns.caption), "a caption")
     rating = _find(row, columns.rating)
-    return Record(
+    record = Record(
         where=where,
         text=", ".join([*filter(None, [caption]), *(tag for tag, _ in categorised), *loose]),
         categories=tuple(categorised),
@@ -87,6 +89,13 @@ def build_record(row: Row, columns: Columns, where: str) -> Record:
         width=_side(_find(row, columns.width)),
         file_ext=_suffix(_find(row, columns.file_ext)),
     )
+    if _SURROGATE.search(record.text + (record.rating or "") + record.file_ext):
+        raise ImageRejected("record_invalid", "expected text, found half of a character (a lone surrogate) in it.")
+    return record
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON may hold one: a text that was cut in the middle of an emoji"""
 
 
 def row_keys(row: Row, columns: Columns) -> tuple[str | None, set[str]]:
@@ -135,7 +144,8 @@ def _spelt(tag: str) -> str:
 
 def _number(value: Any) -> float | None:
     try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        is_number = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
+        number = float(value) if is_number else math.nan
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
@@ -194,7 +204,7 @@ def read_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str,
                         yield f"{path.name}:{number}", _csv_row(row)
             case suffix:
                 raise ConfigError(f"records: expected a .jsonl, .parquet or .csv file, found {suffix or path.name}.")
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"expected a readable table at {path}, found: {str(error).splitlines()[0]}.") from error
 
 
@@ -236,10 +246,18 @@ def _parquet_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[
         for batch in file.iter_batches(8192, columns=needed):
             mask = _names_a_file(batch, columns, known)
             numbers = pc.indices_nonzero(mask).to_pylist()
-            for number, row in zip(numbers, batch.filter(mask).to_pylist(), strict=True):
+            for number, row in zip(numbers, _with_years(batch.filter(mask)).to_pylist(), strict=True):
                 yield f"{path.name}:{first + number + 1}", row
             yield path.name, len(batch) - len(numbers)
             first += len(batch)
+
+
+def _with_years(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Dates as their years: Python's have neither nanoseconds nor the year 10000, and refuse the whole batch."""
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
+            batch = batch.set_column(place, field.name, pc.year(batch.column(place)).cast(pa.string()))
+    return batch
 
 
 def _top_level(columns: Columns) -> set[str]:

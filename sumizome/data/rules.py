@@ -173,7 +173,7 @@ def _load_pairs(path: Path) -> list[tuple[str, str]]:
             rows = csv.DictReader(file)
             if missing := {"antecedent_name", "consequent_name"} - set(rows.fieldnames or ()):
                 raise DataError(f"expected a column {sorted(missing)[0]} in {path}, found {rows.fieldnames}.")
-            active = [row for row in rows if row.get("status") in (None, "", "active")]
+            active = [row for row in rows if (row.get("status") or "").strip() in ("", "active")]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"expected a CSV in UTF-8, found {path} unreadable: {error}.") from error
     spelt = [tuple(normalise_tag(row[name] or "") for name in ("antecedent_name", "consequent_name")) for row in active]

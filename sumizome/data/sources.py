@@ -11,7 +11,7 @@ import posixpath
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -318,14 +318,18 @@ _REPEATS = re.compile(r"(\d{1,4})_.+")
 
 
 def _set_repeats(scan: SourceScan) -> None:
-    """The repeats that the nearest `N_name` folder below the source asks for; without one, 1. With 0, a reject."""
+    """The repeats that the nearest `N_name` folder below the source asks for; without one, 1. With 0, a reject.
+
+    A tar is no folder: `0002_train.tar` is the third of its kind.
+    """
+    tars = frozenset(scan.pictures.archives)
     column = scan.pictures.columns["repeats"]
     folders: dict[str, tuple[str, int]] = {}
     for start in range(0, len(scan.pictures), BLOCK):
         for place, path in enumerate(scan.pictures.paths.slice(start, BLOCK).to_pylist(), start):
             folder = posixpath.dirname(path)
             if folder not in folders:
-                folders[folder] = _repeats(folder)
+                folders[folder] = _repeats(folder, tars)
             named, repeats = folders[folder]
             if named:
                 scan.repeats[named] = column[place] = repeats
@@ -335,10 +339,10 @@ def _set_repeats(scan: SourceScan) -> None:
     scan.places = scan.places[stays]
 
 
-def _repeats(folder: str) -> tuple[str, int]:
+def _repeats(folder: str, tars: Collection[str]) -> tuple[str, int]:
     """(the folder that asks, its repeats)."""
     while folder:
-        match = _REPEATS.fullmatch(posixpath.basename(folder))
+        match = None if folder in tars else _REPEATS.fullmatch(posixpath.basename(folder))
         if match and int(match[1]) <= MAX_REPEATS:
             return folder, int(match[1])
         folder = posixpath.dirname(folder)

@@ -125,12 +125,8 @@ def load_tag_categories(path: Path) -> dict[str, str]:
             rows = csv.DictReader(file)
             if missing := {"tag", "category"} - set(rows.fieldnames or ()):
                 raise DataError(f"expected columns tag and category in {path}, found no {sorted(missing)[0]!r}.")
-            return {
-                normalise_tag(row["tag"] or ""): _BOORU_CATEGORIES.get(
-                    row["category"] or "", row["category"] or GENERAL
-                )
-                for row in rows
-            }
+            pairs = ((normalise_tag(row["tag"] or ""), (row["category"] or "").strip()) for row in rows)
+            return {tag: _BOORU_CATEGORIES.get(category, category or GENERAL) for tag, category in pairs}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"expected tag categories as a CSV in UTF-8, found {path} unreadable: {error}.") from error
 

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from sumizome.data.image_rejected import ImageRejected
-from sumizome.data.listing import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, RejectCall, check_link, check_name, suffix
+from sumizome.data.listing import (
+    IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
+    RejectCall,
+    check_link,
+    check_name,
+    suffix,
+    suffix_spellings,
+)
 from sumizome.data.picture_bytes import MAX_FILE_BYTES
 from sumizome.data.picture_list import Picture, PictureList, stem
 from sumizome.data.tar_reader import Member, TarDamage, read_members
@@ -87,22 +95,30 @@ class _Tar:
         archive = len(self.pictures.archives)
         self.pictures.archives.append(self.tar)
         keys = {_key(name) + suffix(name) for name in members if name == _key(name) + posixpath.splitext(name)[1]}
+        spelt = suffix_spellings(name for name in members if suffix(name) in (*TEXT_SUFFIXES, RECORD_SUFFIX))
         used: set[str] = set()
         for name in members:
             if suffix(name) in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES:
                 used.add(name)
-                self._add(name, members, archive, mtime, keys, used)
+                self._add(name, members, spelt, archive, mtime, keys, used)
         return len(members.keys() - used)
 
     def _path(self, name: str) -> str:
         return f"{self.tar}/{name}" if self.tar else name
 
     def _add(
-        self, name: str, members: Mapping[str, Member], archive: int, mtime: int, keys: set[str], used: set[str]
+        self,
+        name: str,
+        members: Mapping[str, Member],
+        spelt: Mapping[str, str],
+        archive: int,
+        mtime: int,
+        keys: set[str],
+        used: set[str],
     ) -> None:
         path, kind, member = self._path(name), suffix(name), members[name]
-        texts = _companions(name, members, TEXT_SUFFIXES)
-        records = _companions(name, members, (RECORD_SUFFIX,))
+        texts = _companions(name, spelt, TEXT_SUFFIXES)
+        records = _companions(name, spelt, (RECORD_SUFFIX,))
         used.update(texts, records)
         if kind in OTHER_IMAGE_SUFFIXES:
             self.reject(path, "format_not_supported", f"expected PNG, JPEG or WebP, found {kind}: convert it.")
@@ -128,10 +144,10 @@ def _range(members: Mapping[str, Member], names: list[str]) -> tuple[int, int]:
     return (members[names[0]].offset, members[names[0]].size) if names else (-1, 0)
 
 
-def _companions(name: str, members: Mapping[str, Member], suffixes: tuple[str, ...]) -> list[str]:
+def _companions(name: str, spelt: Mapping[str, str], suffixes: tuple[str, ...]) -> list[str]:
     """The members of the picture's sample with one of the suffixes: of its own stem, else of its key."""
     stems = dict.fromkeys((stem(name), _key(name)))
-    return [each + kind for kind in suffixes for each in stems if each + kind in members]
+    return [spelt[each + kind] for kind in suffixes for each in stems if each + kind in spelt]
 
 
 def _key(name: str) -> str:

@@ -24,9 +24,9 @@ class Reject(NamedTuple):
     """One short word. Those of `ImageRejected`; by name `bad_path`, `link_outside`, `linked_folder`, `zero_repeats`,
     `caption_without_image`, `metadata_invalid`, `metadata_outside`, `metadata_without_image`, `metadata_twice`,
     `archive`, `tar_damaged`, `tar_member_kind`, `tar_member_outside`, `tar_member_twice`, `second_picture`; by
-    record `record_missing`, `record_invalid`, `record_twice`, `rating_missing`, `rating_excluded`; by content
-    `caption_unreadable`, `caption_too_large`, `caption_not_utf8`, `caption_invalid`, `decoder_died`, `md5_mismatch`,
-    `below_min_side`, `below_min_pixels`, `record_mismatch`, `duplicate`, `near_duplicate`"""
+    record `record_missing`, `record_invalid`, `record_twice`, `record_ambiguous`, `rating_missing`, `rating_excluded`;
+    by content `caption_unreadable`, `caption_too_large`, `caption_not_utf8`, `caption_invalid`, `decoder_died`,
+    `md5_mismatch`, `below_min_side`, `below_min_pixels`, `record_mismatch`, `duplicate`, `near_duplicate`"""
     sentence: str
 
 

@@ -26,6 +26,7 @@ from sumizome.data.images import Colour, read_image
 from sumizome.data.tags import ParsedTags, parse_tags
 from sumizome.data.tasks import MAX_CAPTION_BYTES, ImageTask
 from sumizome.errors import DataError
+from sumizome.interrupts import ignore_interrupts, interrupts_held
 
 __all__ = ["Facts", "Look", "Outcome", "inspect_all", "read_tags"]
 
@@ -162,7 +163,8 @@ def _run_pool(
         waiting: deque[Future[list[Outcome]]] = deque()
         try:
             for chunk in chunks:
-                waiting.append(pool.submit(_inspect_chunk, chunk, look))
+                with interrupts_held():  # it may start a worker
+                    waiting.append(pool.submit(_inspect_chunk, chunk, look))
                 if len(waiting) == under_way:
                     yield waiting.popleft().result()
             while waiting:
@@ -192,12 +194,14 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(MAX_MEMORY_BYTES,)
     )
-    pool.submit(os.getpid).result()  # a worker that cannot even start is a bug to show, not a broken picture
+    with interrupts_held():
+        started = pool.submit(os.getpid)
+    started.result()  # a worker that cannot even start is a bug to show, not a broken picture
     return pool
 
 
 def _start_worker(memory: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the pool
+    ignore_interrupts()
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     _limit_resources(memory)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from dying_decoder import inspect_chunk
 from malformed import MALFORMED, encoded
@@ -47,6 +49,53 @@ def run(*sources: Path) -> IngestResult:
 
 
 # --- conventions ------------------------------------------------------------------------------------------------------
+
+
+def test_the_suffix_of_a_caption_may_be_in_upper_case(tmp_path: Path) -> None:
+    for seed, name in enumerate(["a.png", "b.PNG", "c.png"]):
+        draw(tmp_path / name, seed)
+    (tmp_path / "a.TXT").write_text("loud")
+    (tmp_path / "b.Caption").write_text("mixed")
+    (tmp_path / "c.txt").write_text("the usual one")
+    (tmp_path / "c.TXT").write_text("another")
+    result = run(tmp_path)
+    assert {path: row["tags"] for path, row in rows(result).items()} == {
+        "a.png": ["loud"],
+        "b.PNG": ["mixed"],
+        "c.png": ["the usual one"],
+    }
+    assert (result.rejects, result.captions_missing) == ([], 0)
+
+
+def test_wide_spaces_and_joined_emoji_are_ordinary_names(tmp_path: Path) -> None:
+    names = ["\u521d\u97f3\u3000\u30df\u30af.png", "\U0001f469\u200d\U0001f4bb.png", "a\u00a0b.png"]
+    for seed, name in enumerate(names):
+        draw(tmp_path / "pictures" / name, seed, caption=f"tag {seed}")
+    result = ingest_to(tmp_path / "m.parquet", [tmp_path / "pictures"], workers=0)
+    assert sorted(rows(result)) == sorted(names)
+    assert len(load_manifest(tmp_path / "m.parquet")) == 3
+
+
+def test_a_table_of_somebody_elses_is_not_written_over(tmp_path: Path) -> None:
+    draw(tmp_path / "pictures" / "a.png")
+    table = tmp_path / "posts.parquet"
+    pq.write_table(pa.table({"id": [1], "tags": ["a"]}), table)
+    before = table.read_bytes()
+    with pytest.raises(ConfigError, match=r"posts\.parquet is a table that ingest did not write"):
+        ingest_to(table, [tmp_path / "pictures"], workers=0)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["posts.parquet"]
+    assert table.read_bytes() == before
+    for damaged in (before[:-9], b""):  # what may have been a manifest is
+        table.write_bytes(damaged)
+        ingest_to(table, [tmp_path / "pictures"], workers=0)
+        assert len(load_manifest(table)) == 1
+
+
+def test_a_folder_whose_path_is_no_utf8_is_named(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    os.utime(draw(folder / "a.png"), (1e9, 1e9))
+    with pytest.raises(ConfigError, match=r"caf\\udce9: rename it"):
+        run(folder)
 
 
 def test_a_row_says_what_the_file_is(tmp_path: Path) -> None:

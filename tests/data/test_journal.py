@@ -97,6 +97,12 @@ def test_another_way_of_looking_decodes_again(root: Path, decoded: list[str], mo
     assert len(decoded) == 14
 
 
+def test_a_journal_that_cannot_be_removed_is_named(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.decoded").mkdir()
+    with pytest.raises(DataError, match=r"cannot remove .*m\.decoded"):
+        ingest_to(tmp_path / "m.parquet", [root], workers=0, decode_again=True)
+
+
 def test_files_that_have_just_changed_are_not_trusted_yet(root: Path, decoded: list[str]) -> None:
     draw(root / "fresh.png", 50)
     run(root)
@@ -214,6 +220,26 @@ def test_one_ingest_at_a_time(tmp_path: Path) -> None:
         Journal(tmp_path / "x.decoded", LOOK),
     ):
         pass
+
+
+def test_who_is_refused_takes_nothing_away(root: Path) -> None:
+    run(root)
+    path = root.parent / "out" / "m.decoded"
+    before = path.read_bytes()
+    with Journal(path, LOOK), pytest.raises(DataError, match="is ingesting here"):
+        run(root, decode_again=True)
+    assert path.read_bytes() == before
+
+
+def test_a_journal_that_is_deleted_meanwhile_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "x.decoded"
+    written(path, 1, 12)
+    with Journal(path, LOOK) as known:
+        known.find([stamp(1)], [None])
+        path.unlink()
+        known.add(stamp(99), facts(99), None)
+        known.prune()
+    assert Journal(path, LOOK).find([stamp(99)], [None]) == [facts(99)]
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import datetime
 import json
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,16 @@ def test_a_mapping_names_any_column() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"md5": "abc"}, {"md5": 3}, {"tags": 3}, {"tags": ["a", 3]}, {"caption": ["a"]}, {"tags_artist": [None]}]
+    "row",
+    [
+        {"md5": "abc"},
+        {"md5": 3},
+        {"tags": 3},
+        {"tags": ["a", 3]},
+        {"caption": ["a"]},
+        {"tags_artist": [None]},
+        {"caption": "\ud83d"},
+    ],
 )
 def test_a_row_of_other_types_is_refused(row: dict[str, Any]) -> None:
     with pytest.raises(ImageRejected) as caught:
@@ -147,6 +157,28 @@ def test_nested_parquet_is_read(tmp_path: Path) -> None:
     ((_, row),) = rows(tmp_path / "a.parquet", {"0" * 32})
     record = build_record(row, Columns(), "x")
     assert (record.text, record.score, record.md5) == ("x", 3.0, "0" * 32)
+
+
+@pytest.mark.parametrize(
+    ("dates", "year"),
+    [
+        (pa.array([1_234_567_890_123_456_789], pa.timestamp("ns")), 2009),
+        (pa.array([1_230_768_000_000_000_001], pa.timestamp("ns", tz="America/New_York")), 2008),
+        (pa.array([10**18], pa.timestamp("us")), None),
+        (pa.array([14_000], pa.date32()), 2008),
+    ],
+)
+def test_dates_that_python_has_not_are_read(tmp_path: Path, dates: pa.Array, year: int | None) -> None:
+    pq.write_table(pa.table({"id": [1], "created_at": dates}), tmp_path / "a.parquet")
+    ((_, row),) = rows(tmp_path / "a.parquet", {"1"})
+    assert build_record(row, Columns(), "x").year == year
+
+
+def test_a_score_of_a_database_is_a_number(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1], "score": [Decimal("41.5")], "width": [Decimal(7)]}), tmp_path / "a.parquet")
+    ((_, row),) = rows(tmp_path / "a.parquet", {"1"})
+    record = build_record(row, Columns(), "x")
+    assert (record.score, record.width) == (41.5, 7)
 
 
 def test_a_bad_line_is_named_and_the_rest_go_on(tmp_path: Path) -> None:

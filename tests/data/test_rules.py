@@ -177,9 +177,10 @@ def test_lists_that_cannot_be_are_one_clear_error(tmp_path: Path) -> None:
         tmp_path / "s.csv",
         ("aa", "bb", "active"),
         ("cc", "dd", "deleted"),
+        ("ee", "ff", " active "),
         header="antecedent_name,consequent_name,status",
     )
-    assert load_tag_rewriter(TagLists(statuses)).aliases == {"aa": "bb"}
+    assert load_tag_rewriter(TagLists(statuses)).aliases == {"aa": "bb", "ee": "ff"}
 
 
 def test_implied_tags_that_are_too_many_reject_the_picture() -> None:

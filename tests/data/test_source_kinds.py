@@ -15,6 +15,7 @@ from sumizome.cli import ingest as cli
 from sumizome.data import matching
 from sumizome.data.ingest import IngestResult, ingest, ingest_to
 from sumizome.data.manifest import load_manifest
+from sumizome.data.picture_list import Picture
 from sumizome.data.source_config import Columns, PictureRules, SourceConfig
 from sumizome.data.source_file import load_sources
 from sumizome.data.sources import scan_source
@@ -159,6 +160,36 @@ def test_kohya_metadata(tmp_path: Path) -> None:
             run(SourceConfig(root, "kohya", tmp_path / "meta.json"))
 
 
+def test_kohya_names_that_several_folders_have_go_by_the_folders_of_the_record(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for index, name in enumerate(["a/001.png", "b/001.png", "c/002.png", "d/002.png", "e/003.png", "e/003.webp"]):
+        draw(root / name, index)
+    content = {
+        "/old/place/b/001.png": {"tags": "dog"},
+        "/old/place/a/001.png": {"tags": "cat"},
+        "002": {"tags": "which of them"},
+        "/old/e/003.png": {"tags": "bird"},
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(content))
+    result = run(SourceConfig(root, "kohya", tmp_path / "meta.json"))
+    birds = {"e/003.png": ["bird"], "e/003.webp": ["bird"]}
+    assert tags(result) == {"a/001.png": ["cat"], "b/001.png": ["dog"], **birds}
+    assert reasons(result) == {
+        "meta.json:002": "record_ambiguous",
+        "c/002.png": "record_missing",
+        "d/002.png": "record_missing",
+    }
+
+
+def test_half_of_an_emoji_in_a_dump_costs_its_own_picture_only(tmp_path: Path) -> None:
+    for number in (1, 2):
+        draw(tmp_path / "images" / f"{number}.png", number)
+    (tmp_path / "posts.jsonl").write_text('{"id": 1, "caption": "cut \\ud83d"}\n{"id": 2, "caption": "whole"}')
+    result = run(SourceConfig(tmp_path / "images", "booru", tmp_path / "posts.jsonl"))
+    assert tags(result) == {"2.png": ["whole"]}
+    assert reasons(result) == {"1.png": "record_invalid"}
+
+
 def test_several_sources_in_one_manifest_from_a_file(tmp_path: Path) -> None:
     draw(tmp_path / "plain" / "3_x" / "a.png", 1, caption="folder")
     draw(tmp_path / "booru" / "1.png", 2)
@@ -284,3 +315,20 @@ def test_sidecars_read_by_many_processes_say_what_one_reads(tmp_path: Path, monk
     assert list(one.entries()) == list(two.entries())
     assert one.rejects == two.rejects
     assert (len(one), len(one.rejects), one.categories) == (34, 6, two.categories)
+
+
+def test_kohya_names_found_by_path_are_not_looked_for_in_every_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = matching.PictureList()
+    names = [f"{folder}/{number}.png" for folder in range(20) for number in range(20)]
+    for name in names:
+        pictures.add(Picture(name, 1, 1))
+    pictures.close()
+    looked: list[int] = []
+    path = matching.PictureList.path
+    monkeypatch.setattr(matching.PictureList, "path", lambda self, place: (looked.append(place), path(self, place))[1])
+    rows = [(name, {"tags": "a"}) for name in names]
+    monkeypatch.setattr(matching, "_kohya_rows", lambda table: iter(rows))
+    matches = matching.Matches(len(names), PictureRules())
+    matching.match_kohya(matches, pictures, Path("/nowhere"), Path("meta.json"), Columns())
+    assert (matches.place >= 0).all()
+    assert len(looked) == len(names)  # not 20 times as many

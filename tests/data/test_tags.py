@@ -135,6 +135,8 @@ def test_categories_come_from_a_csv(tmp_path: Path) -> None:
         "highres": "meta",
         "odd": "general",
     }
+    path.write_text("tag,category\nsomeone, artist\nhatsune_miku, 4\nodd, \n", "utf-8")  # as people type it
+    assert load_tag_categories(path) == {"someone": "artist", "hatsune miku": "character", "odd": "general"}
     path.write_text("name,category\n", "utf-8")
     with pytest.raises(DataError, match="'tag'"):
         load_tag_categories(path)

@@ -83,6 +83,30 @@ def test_samples_have_their_captions_and_rows_their_place(shards: Path, tmp_path
     assert sorted(file.name for file in shards.rglob("*")) == ["0.tar", "1.tar", "2.tar", "more"]
 
 
+def test_the_number_of_a_tar_is_no_count_of_repeats(tmp_path: Path) -> None:
+    for name, seed in (("0000_train.tar", 0), ("0002_train.tar", 1), ("3_dogs/0009_train.tar", 2)):
+        path = tmp_path / "shards" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(packed([("a.png", png(seed)), ("4_cats/b.png", png(seed + 10))]))
+    result = run(webdataset(tmp_path / "shards"))
+    assert {path: row["repeats"] for path, row in rows(result).items()} == {
+        "0000_train.tar/a.png": 1,
+        "0000_train.tar/4_cats/b.png": 4,
+        "0002_train.tar/a.png": 1,
+        "0002_train.tar/4_cats/b.png": 4,
+        "3_dogs/0009_train.tar/a.png": 3,
+        "3_dogs/0009_train.tar/4_cats/b.png": 4,
+    }
+
+
+def test_suffixes_of_captions_and_records_in_a_tar_may_be_in_upper_case(tmp_path: Path) -> None:
+    members = [("a.PNG", png(0)), ("a.TXT", b"loud"), ("b.png", png(1)), ("b.JSON", b'{"tags": ["told"]}')]
+    (tmp_path / "0.tar").write_bytes(packed(members))
+    result = run(webdataset(tmp_path / "0.tar"))
+    assert tags(result) == {"a.PNG": ["loud"], "b.png": ["told"]}
+    assert result.files_ignored == 0
+
+
 def test_one_tar_is_a_source_and_its_neighbours_are_not(shards: Path, tmp_path: Path) -> None:
     result = ingest_to(shards / "m.parquet", [webdataset(shards / "1.tar"), webdataset(shards / "0.tar")], workers=0)
     assert [(row["source"], row["path"], row["archive"]) for row in result.manifest.table.to_pylist()] == [
