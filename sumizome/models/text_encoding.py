@@ -112,7 +112,8 @@ def chunk_prompt(prompt: str, max_chunks: int = 3) -> ChunkedPrompt:
     """
     chunks: list[list[int]] = [[]]
     tags = [tag for piece in _pieces(prompt) for tag in _tags_of(piece)]
-    if max_chunks and sum(map(len, tags)) <= CHUNK_TOKENS:
+    length = sum(map(len, tags))
+    if max_chunks and length <= CHUNK_TOKENS:
         return ChunkedPrompt((tuple(itertools.chain.from_iterable(tags)),), "")
     for tag in tags:
         if len(chunks[-1]) + len(tag) > CHUNK_TOKENS and chunks[-1]:
@@ -123,8 +124,19 @@ def chunk_prompt(prompt: str, max_chunks: int = 3) -> ChunkedPrompt:
             chunks[-1].extend(tag[first : first + CHUNK_TOKENS])
     kept = chunks[:max_chunks]
     used = sum(map(len, kept))
-    dropped = "" if used == sum(map(len, tags)) else prompt[build_tokenizer().encode(prompt).offsets[used][0] :]
-    return ChunkedPrompt(tuple(map(tuple, kept)), dropped)
+    return ChunkedPrompt(tuple(map(tuple, kept)), prompt[_place_of_token(prompt, used) :] if used < length else "")
+
+
+def _place_of_token(prompt: str, number: int) -> int:
+    """Where in the prompt the token of that number begins, in characters; only the piece that holds it is encoded."""
+    place = 0
+    for piece in _pieces(prompt):
+        tokens = sum(map(len, _tags_of(piece)))
+        if number < tokens:
+            return place + build_tokenizer().encode(piece).offsets[number][0]
+        number -= tokens
+        place += len(piece) + 1  # and the space after it
+    return len(prompt)
 
 
 @lru_cache(maxsize=1 << 14)

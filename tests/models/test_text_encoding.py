@@ -98,16 +98,24 @@ def test_what_does_not_fit_is_reported_as_the_user_wrote_it() -> None:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.text(alphabet="ab (),1é", max_size=30), max_size=60), st.integers(1, 4))
-def test_chunks_are_a_prefix_of_the_tokens_and_the_rest_is_reported(tags: list[str], max_chunks: int) -> None:
-    prompt = ",".join(tags)
+@given(
+    st.lists(st.text(alphabet="ab (),1é\u0301", max_size=30), max_size=60),
+    st.sampled_from([",", ", "]),
+    st.integers(1, 4),
+)
+def test_chunks_are_a_prefix_of_the_tokens_and_the_rest_is_reported(
+    tags: list[str], between: str, max_chunks: int
+) -> None:
+    prompt = between.join(tags)
     chunked = chunk_prompt(prompt, max_chunks)
-    ids = tuple(build_tokenizer().encode(prompt).ids)
+    whole = build_tokenizer().encode(prompt)
+    ids = tuple(whole.ids)
     kept = sum(chunked.chunks, ())
     assert 1 <= len(chunked.chunks) <= max_chunks
     assert all(len(chunk) <= CHUNK_TOKENS for chunk in chunked.chunks)
     assert kept == ids[: len(kept)]
-    assert (chunked.dropped == "") == (len(kept) == len(ids))
+    places = [start for start, _ in whole.offsets] + [len(prompt)]
+    assert chunked.dropped == prompt[places[len(kept)] :]
 
 
 def test_a_batch_has_the_chunks_of_its_longest_prompt_filled_with_empty_ones() -> None:
