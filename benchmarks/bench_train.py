@@ -2,22 +2,24 @@
 
     python benchmarks/bench_train.py [overhead] [resume] [--seconds 100]
 
-overhead: blocks of ten steps of the whole loop (data, captions, tokens, noise, clipping, EMA, logs, TensorBoard: all
-that is on by default), of the bare loop and of accelerate's take turns in one process, on the same modules and shapes
-(`train_loops.py`), round after round for so many seconds. The ratio is the median over rounds of a block's seconds to
-its neighbours'. Where other work holds the machine read the CPU seconds, not those of the clock, and the parts, which
-are timed in blocks of their own. The tokens of tags that come often are known beforehand, as after an hour of training.
+overhead: the whole loop (data, captions, tokens, noise, clipping, EMA, logs, TensorBoard: all that is on by default),
+the bare loop and accelerate's take turns in one process, on the same modules and shapes (`train_loops.py`). A turn is
+one step, for a machine changes its speed within seconds; a round is all six orders of the three, so that each follows
+each as often. The ratio is the median over rounds, told with its quartiles. Where other work holds the machine read
+the CPU seconds, not those of the clock, and the parts, which are timed by themselves. The tokens of tags that come
+often are known beforehand, as after an hour of training.
 resume: a process each time, from its start to its first finished step.
 """
 
 import argparse
+import itertools
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 # Threads that spin while they wait would count as CPU time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,9 +35,9 @@ from sumizome.train.build import build_trainer
 from sumizome.train.metrics import read_metrics
 from sumizome.train.run_dir import hold_run_dir
 
-BLOCK = 10
 WARM = 5  # steps
 ROUNDS_AT_LEAST = 4
+BATCHES = 10  # that the two other loops train on, again and again
 KNOWN = 300  # steps whose captions have been tokenised before
 OVERHEAD, DATA_WAIT, RESUME = 0.97, 0.01, 10.0
 PARTS = ("overhead", "resume")
@@ -48,7 +50,7 @@ def measure_overhead(folder: Path, budget: float) -> None:
         task = trainer.task
         for step in range(KNOWN):
             tokenize([caption for batch in trainer.loader.step(step) for caption in batch.captions], config.max_chunks)
-        batches = [batch for step in range(BLOCK) for batch in trainer.loader.step(10**6 + step)]
+        batches = [batch for step in range(BATCHES) for batch in trainer.loader.step(10**6 + step)]
         with closing(trainer.steps()) as reports:
             steps = {
                 "the whole loop": lambda: next(reports),
@@ -60,7 +62,7 @@ def measure_overhead(folder: Path, budget: float) -> None:
                     step()
             seconds = take_turns(steps, budget)
             with timed_parts(trainer) as parts:
-                for _ in range(BLOCK):
+                for _ in range(config.log_every):
                     next(reports)
     tell_speed(seconds)
     tell_parts(dict(parts))
@@ -69,37 +71,41 @@ def measure_overhead(folder: Path, budget: float) -> None:
 
 
 def take_turns(steps: dict[str, Callable[[], object]], budget: float) -> dict[str, list[tuple[float, float]]]:
-    """(clock, CPU) seconds of each loop's blocks; every second round goes the other way about."""
+    """(clock, CPU) seconds a step of each loop, round by round."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    orders = list(itertools.permutations(steps))
     started = time.perf_counter()
-    turn = 0
-    while turn < ROUNDS_AT_LEAST or time.perf_counter() - started < budget:
-        turn += 1
-        for name in list(steps)[:: 1 if turn % 2 else -1]:
+    while len(seconds["bare"]) < ROUNDS_AT_LEAST or time.perf_counter() - started < budget:
+        spent = dict.fromkeys(steps, (0.0, 0.0))
+        for name in itertools.chain.from_iterable(orders):
             clock, cpu = time.perf_counter(), time.process_time()
-            for _ in range(BLOCK):
-                steps[name]()
-            seconds[name].append((time.perf_counter() - clock, time.process_time() - cpu))
-        told = ", ".join(f"{name} {spent[-1][0]:.2f} s ({spent[-1][1]:.2f} CPU s)" for name, spent in seconds.items())
-        progress(f"round {turn}, {BLOCK} steps each: {told}")
+            steps[name]()
+            clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+            spent[name] = spent[name][0] + clock, spent[name][1] + cpu
+        for name, (clock, cpu) in spent.items():
+            seconds[name].append((clock / len(orders), cpu / len(orders)))
+        told = (f"{name} {clock:.3f} s ({cpu / clock:.2f} cores)" for name, (clock, cpu) in spent.items())
+        progress(f"round {len(seconds['bare'])}, {len(orders)} steps each: {', '.join(told)}")
     return seconds
 
 
 def tell_speed(seconds: dict[str, list[tuple[float, float]]]) -> None:
     ours = seconds.pop("the whole loop")
-    images = BLOCK * BATCH
     for peer, theirs in seconds.items():
         for kind, unit in enumerate(("images/s", "images/CPU s")):
-            mine, its = [block[kind] for block in ours], [block[kind] for block in theirs]
+            mine, its = [turn[kind] for turn in ours], [turn[kind] for turn in theirs]
+            ratios = [b / a for a, b in zip(mine, its, strict=True)]
+            low, middle, high = quantiles(ratios, n=4)
+            progress(f"{peer}, {unit}: ratio {middle:.4f}, quartiles of {len(ratios)} rounds {low:.3f} and {high:.3f}")
             record(
                 f"the whole loop ÷ {peer}, {unit} (target is a ratio)",
-                images / median(mine),
+                BATCH / median(mine),
                 unit,
                 target=OVERHEAD if peer == "bare" else None,
                 better="higher",
                 peer=peer,
-                peer_value=images / median(its),
-                ratio=median(b / a for a, b in zip(mine, its, strict=True)),
+                peer_value=BATCH / median(its),
+                ratio=middle,
             )
 
 

@@ -185,7 +185,7 @@ def _sample(
     start: Start | None,
 ) -> Iterator[SamplerState]:
     """One pass: from noise, or from `start` with noise upon it."""
-    device = model.unet.device
+    device = model.device
     x = unit_noise.to(device) * sigmas[0].float()
     denoise = guided_denoiser(model, batch, max_chunks, sigmas)
     if start is not None:

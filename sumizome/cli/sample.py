@@ -163,7 +163,7 @@ def run(command: Command) -> None:
         kept = [picture for number, picture in enumerate(pictures) if number == row] if repeated else pictures
         for number, picture in enumerate(kept):
             path = command.out / f"{number:05d}-seed{picture.request.seed}.png"
-            drawn = {"batch": list(picture.batch), "dtype": command.dtype, "device": str(model.unet.device)}
+            drawn = {"batch": list(picture.batch), "dtype": command.dtype, "device": str(model.device)}
             zero_snr = model.schedule_config.zero_terminal_snr
             write_png(picture.image, path, picture.request, name, zero_snr, drawn)
             images.append(picture.image)

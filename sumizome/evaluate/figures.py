@@ -230,7 +230,7 @@ def intermediate_predictions(model: SDXLModel, config: FigureConfig, *, shown: i
     rows, curves = [], []
     for skip in (0, skipped):
         grid = sigmas[skip:]
-        x = noise.to(model.unet.device) * grid[0].float()
+        x = noise.to(model.device) * grid[0].float()
         states = list(SAMPLERS["euler"](denoise, x, grid, _no_noise))
         predicted = {state.step + skip: _images(model, state.denoised)[0] for state in states}
         rows.append([predicted[place] if place in predicted else _blank(canvas) for place in (0, *places)])

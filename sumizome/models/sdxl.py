@@ -62,6 +62,12 @@ class SDXLModel:
         """CLIP-L, then the wider encoder with a projection; `text_encoding.encode_prompts` takes both."""
         return nn.ModuleList(map(self._network, _NETWORKS["text_encoders"]))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net is. Its own property of this name asks every module first: a hundredth of a small step."""
+        device: torch.device = next(self.unet.parameters()).device
+        return device
+
     def _network(self, name: str) -> nn.Module:
         network = self.networks.get(name)
         if network is None:

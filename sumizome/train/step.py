@@ -83,7 +83,7 @@ def denoising_loss(
 
     Source: report §2.1 (v target), §2.2 (schedule), §2.4 (weights), §4.3 (tag weights).
     """
-    schedule, device = objective.schedule, model.unet.device
+    schedule, device = objective.schedule, model.device
     # A batch's own tensors are pinned where there is a GPU: the copy waits for nothing that is still being computed.
     latents = batch.latents.to(device, non_blocking=True)
     noise = noise.to(device, non_blocking=True)

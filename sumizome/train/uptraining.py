@@ -34,7 +34,7 @@ def base_loss(model: SDXLModel, objective: Objective, base_type: PredictionType,
     """The run's unweighted loss of the base's answers."""
 
     def loss(batch: TrainBatch, timesteps: Timesteps, noise: Latents, conditioning: UNetConditioning) -> PerSample:
-        schedule, device = objective.schedule, model.unet.device
+        schedule, device = objective.schedule, model.device
         latents = batch.latents.to(device)
         noise = noise.to(device)
         alphas_cumprod = schedule.alphas_cumprod_of(timesteps)

@@ -44,7 +44,7 @@ class Decoding:
 
     def loss(self, batch: CropBatch, drawn: int) -> StepLoss:
         """The loss of each sample, that of the adversary added: it moves other weights by other gradients."""
-        device = self.vae.device
+        device = next(self.vae.parameters()).device  # `.device` asks every module first
         pixels = batch.pixels.to(device)
         with torch.autocast(device.type, enabled=False):
             latents = encode_pixels(self.vae, pixels) if batch.latents is None else batch.latents.to(device)
