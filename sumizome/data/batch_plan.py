@@ -16,6 +16,8 @@ Differs from report §4.1, which gathers the tails in a batch of mixed buckets: 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int
@@ -25,6 +27,11 @@ from sumizome.errors import ConfigError, DataError
 from sumizome.seeds import derive_seed
 
 __all__ = ["BatchPlan", "MicroBatch", "check_world", "share"]
+
+_TOGETHER = 32
+"""Steps of a class that are worked out at once: for numpy that is little more than one."""
+_Samples: TypeAlias = tuple[Int[np.ndarray, " j"], Int[np.ndarray, "j m"], Int[np.ndarray, "j m"]]
+"""Of some micro-batches: their buckets, slots within these, and the samples' epochs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +93,7 @@ class BatchPlan:
             if len(buckets)
         ]
         self._class_key = np.array([derive_seed(seed, "class")], np.uint64)
+        self._together = lru_cache(maxsize=4 * len(self._classes))(self._worked_out)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -101,14 +109,20 @@ class BatchPlan:
         """
         if step < 0:
             raise ValueError(f"steps are counted from 0, got {step}")
-        size = self.micro_batches_per_step
+        places = share(self.micro_batches_per_step, rank, world)
         order, ordinal = self._class_of_step(step)
-        places = np.array(share(size, rank, world))
-        bucket, within, epochs = order.samples(ordinal * size + places)
+        block, number = divmod(ordinal, _TOGETHER)
+        mine = slice(number * len(places), (number + 1) * len(places))
+        bucket, within, epochs = (part[mine] for part in self._together(order, block, places))
         slots = within + self._bucket_start[bucket][:, None]
         rows, repeats = self._slot_row[slots].astype(np.int64), self._slot_repeat[slots].astype(np.int64)
-        parts = zip(bucket.tolist(), rows, epochs, repeats, places.tolist(), strict=True)
+        parts = zip(bucket.tolist(), rows, epochs, repeats, places, strict=True)
         return [MicroBatch(*part) for part in parts]
+
+    def _worked_out(self, order: "_ClassOrder", block: int, places: range) -> _Samples:
+        """Those places of the steps of a class from block·_TOGETHER on."""
+        ordinals = np.arange(block * _TOGETHER, (block + 1) * _TOGETHER)
+        return order.samples((ordinals[:, None] * self.micro_batches_per_step + np.array(places)).ravel())
 
     def _class_of_step(self, step: int) -> tuple["_ClassOrder", int]:
         """(the class of a step, its number among the steps of that class).
@@ -162,10 +176,8 @@ class _ClassOrder:
             epoch = epoch + late
         return np.asarray(epoch)
 
-    def samples(
-        self, index: Int[np.ndarray, " j"]
-    ) -> tuple[Int[np.ndarray, " j"], Int[np.ndarray, "j m"], Int[np.ndarray, "j m"]]:
-        """Of micro-batches at rising places of the list: their buckets, slots within these, and the samples' epochs."""
+    def samples(self, index: Int[np.ndarray, " j"]) -> _Samples:
+        """Of micro-batches at rising places of the list."""
         number, ordinal = self._deal(index)
         place = ordinal[:, None] * self.size + np.arange(self.size)
         n = np.broadcast_to(self.slots[number][:, None], place.shape)

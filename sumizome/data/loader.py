@@ -322,7 +322,11 @@ class BatchLoader:
 
 
 class StepBatches:
-    """The micro-batches of a step and of all that follow. Threads make them ahead, a step each; they raise here."""
+    """The micro-batches of a step and of all that follow. Threads make them ahead, a step each; they raise here.
+
+    `make_ahead` is for the caller to say when: threads that make batches take Python's lock and time on its processor.
+    Who never says so has them made as they run out.
+    """
 
     def __init__(
         self,
@@ -345,11 +349,16 @@ class StepBatches:
     def __next__(self) -> list[Any]:
         if self._pool is None:
             return self._make(next(self._steps))
-        while len(self._made) <= self._ahead:
-            self._made.append(self._pool.submit(self._make, next(self._steps)))
+        if not self._made:
+            self.make_ahead()
         batches = self._made[0].result()  # raises what the thread raised, and again if asked again
         self._made.popleft()
         return batches
+
+    def make_ahead(self) -> None:
+        """Begins to make what is due, and returns: best called where long work without Python begins."""
+        while self._pool is not None and len(self._made) <= self._ahead:
+            self._made.append(self._pool.submit(self._make, next(self._steps)))
 
     def close(self) -> None:
         """Stops the threads; what it made ahead is dropped."""

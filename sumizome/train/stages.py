@@ -197,6 +197,10 @@ class StagedBatches:
         self._step += 1
         return batches
 
+    def make_ahead(self) -> None:
+        """As those of a `BatchLoader`."""
+        self._batches.make_ahead()
+
     def close(self) -> None:
         """Stops what reads ahead."""
         self._batches.close()

@@ -84,7 +84,8 @@ class Batch(Protocol):
 class Batches(Protocol):
     """What the loop asks of a run's data.
 
-    `from_step` is an iterator of what `prepare` makes of each step's micro-batches, and a context.
+    `from_step` is an iterator of what `prepare` makes of each step's micro-batches, and a context; its `make_ahead`
+    says when those of later steps may be made.
     """
 
     def from_step(self, step: int, prepare: Prepare | None = None) -> Any: ...

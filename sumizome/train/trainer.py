@@ -126,13 +126,13 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             stack.callback(self.saver.close)
             metrics = stack.enter_context(self._metrics())
             stack.enter_context(self._watchdog)
-            batches_of_steps = stack.enter_context(self.loader.from_step(self.steps_done, self._placed))
+            self._batches = stack.enter_context(self.loader.from_step(self.steps_done, self._placed))
             try:
                 self._enter_stage(metrics)
                 if not self.steps_done:
                     self._look(metrics, [observer for observer in self.observers if observer.before_training])
                 while self.steps_done < self.config.steps and not self._agreed.stop:
-                    yield self._one_step(batches_of_steps, metrics)
+                    yield self._one_step(metrics)
             except (GeneratorExit, NonFiniteError) as stopped:
                 # The weights are those of the last finished step, unless they moved within the one that failed.
                 if not (self._moves_in_backward and isinstance(stopped, NonFiniteError)):
@@ -149,10 +149,10 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
             for place, batch in zip(places, batches, strict=True)
         ]
 
-    def _one_step(self, batches_of_steps: Iterator[list[PlacedBatch]], metrics: Any) -> StepReport:
+    def _one_step(self, metrics: Any) -> StepReport:
         self._pace.begin()
         self._watchdog.at(self.steps_done + 1, "waiting for data")
-        batches = next(batches_of_steps)
+        batches: list[PlacedBatch] = next(self._batches)
         self._pace.data_is_there()
         self._enter_stage(metrics)
         loss = self._train_step(batches)
@@ -204,6 +204,8 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
                 loss = self.parallel.forward(self.task.loss, batch, drawn)
             if last:
                 self._pace.meets_others()
+            # The gradients need no Python, which the threads that make batches do.
+            self._batches.make_ahead()
             # DDP and FSDP2 take the mean over ranks, so that each divides by its own share.
             (loss.weighted.mean() / of).backward()
         return loss
