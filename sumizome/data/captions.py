@@ -104,7 +104,8 @@ def build_caption(
     left = [
         (place, tag)
         for place, drop, tag in drawn
-        if (drop >= config.tag_dropout or _is_of(tag, config.protect, categories)) and not _is_of(tag, gone, categories)
+        if (drop >= config.tag_dropout or _is_of(tag, config.protect, categories))
+        and not (gone and _is_of(tag, gone, categories))
     ]
     if config.shuffle:
         left.sort()

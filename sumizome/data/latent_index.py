@@ -7,9 +7,9 @@ lie as well in a mapped file (`index_cache`) as in memory, and six million rows 
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,11 @@ class LatentIndex:
         """Each tag once; `tag_codes` point into it."""
         return Strings(self.columns["vocabulary_text"], self.columns["vocabulary_ends"])
 
+    @cached_property
+    def _word(self) -> Callable[[int], str]:
+        """A word of the vocabulary; most come again within a few batches."""
+        return lru_cache(maxsize=1 << 14)(self.vocabulary.__getitem__)
+
     def pictures(self) -> Int[np.ndarray, " p"]:
         """The first row of each picture: what a plan draws from."""
         return np.arange(0, len(self), self.variants)
@@ -116,9 +121,9 @@ class LatentIndex:
 
     def tag_lists(self, rows: Int[np.ndarray, " b"]) -> list[list[str]]:
         """The tags of some rows, in the order of the caption file."""
-        codes, ends, vocabulary = self.columns["tag_codes"], self.columns["tag_ends"], self.vocabulary
+        codes, ends, word = self.columns["tag_codes"], self.columns["tag_ends"], self._word
         spans = [(int(ends[row - 1]) if row else 0, int(ends[row])) for row in rows.tolist()]
-        return [[vocabulary[code] for code in codes[start:end].tolist()] for start, end in spans]
+        return [[word(code) for code in codes[start:end].tolist()] for start, end in spans]
 
     def coded_tags(self) -> CodedTags:
         """All rows' tags as `tags.loss_weights` takes them; the codes stay where they are."""

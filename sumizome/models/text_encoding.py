@@ -133,7 +133,8 @@ def _place_of_token(prompt: str, number: int) -> int:
     for piece in _pieces(prompt):
         tokens = sum(map(len, _tags_of(piece)))
         if number < tokens:
-            return place + build_tokenizer().encode(piece).offsets[number][0]
+            begins_it = number == 0 and not piece[0].isspace()  # as a tag that did not fit mostly does
+            return place if begins_it else place + build_tokenizer().encode(piece).offsets[number][0]
         number -= tokens
         place += len(piece) + 1  # and the space after it
     return len(prompt)
