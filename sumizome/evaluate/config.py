@@ -71,6 +71,7 @@ def check_config(config: EvaluateConfig) -> None:
         ("pictures", 20),
         ("held_out", 40),
         ("train_pictures", 40),
+        ("validation_count", 1),
         ("guidance_pictures", 2),
     ):
         if getattr(config, name) < least:

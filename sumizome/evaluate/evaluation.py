@@ -36,10 +36,10 @@ from sumizome.evaluate.scores import (
     sharpness,
 )
 from sumizome.inference import PictureRequest, SamplingConfig, draw_pictures, native_canvas
-from sumizome.models.text_encoding import tokenize
 from sumizome.models.vae import latent_statistics
 from sumizome.models.vision_features import load_vision_features
-from sumizome.train.step import Objective, condition, denoising_loss, draw_noise
+from sumizome.train.step import Objective
+from sumizome.train.validation import loss_of, losses_by_timestep
 
 __all__ = [
     "FeatureSpace",
@@ -258,11 +258,9 @@ def _validation(candidate: Candidate, reference: Reference, config: EvaluateConf
     loader = build_loader(cache, seed=0, micro_batch_size=16, validation_count=count)
     losses_at: dict[int, list[Tensor]] = {t: [] for t in config.timesteps if 0 <= t < schedule.num_timesteps}
     for batch in loader.validation_batches(16):
-        conditioning = condition(model, batch, tokenize(batch.captions, config.max_chunks))
-        noise = draw_noise(batch.seeds, batch.latents.shape[1:])
-        for t, losses in losses_at.items():
-            timesteps = torch.full((len(batch.seeds),), t)
-            losses.append(denoising_loss(model, objective, batch, timesteps, noise, conditioning).unweighted)
+        of_batch = losses_by_timestep(model, loss_of(model, objective), batch, losses_at, config.max_chunks)
+        for t, each in of_batch:
+            losses_at[t].append(each)
     facts = []
     for t, losses in losses_at.items():
         alpha = float(schedule.alphas_cumprod[t])

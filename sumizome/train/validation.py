@@ -3,7 +3,7 @@
 t = 999 is among them: it is the only way to see whether the step from pure noise is being learned at all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -16,7 +16,7 @@ from sumizome.shapes import Latents, PerSample, Timesteps
 from sumizome.train.lookout import Lookout
 from sumizome.train.step import Objective, condition, denoising_loss, draw_noise
 
-__all__ = ["SampleLoss", "loss_of", "validation_loss"]
+__all__ = ["SampleLoss", "loss_of", "losses_by_timestep", "validation_loss"]
 
 SampleLoss = Callable[[TrainBatch, Timesteps, Latents, UNetConditioning], PerSample]
 """The loss of each sample of a batch at its timesteps, with its noise, under its encoded captions."""
@@ -27,6 +27,19 @@ def loss_of(model: SDXLModel, objective: Objective) -> SampleLoss:
     return lambda batch, timesteps, noise, conditioning: (
         denoising_loss(model, objective, batch, timesteps, noise, conditioning).unweighted
     )
+
+
+def losses_by_timestep(
+    model: SDXLModel, sample_loss: SampleLoss, batch: TrainBatch, timesteps: Iterable[int], max_chunks: int
+) -> Iterator[tuple[int, PerSample]]:
+    """(timestep, loss of each sample) at one after the other.
+
+    Captions are encoded once, and the noise is that of the batch's seeds, the same at every timestep and every call.
+    """
+    conditioning = condition(model, batch, tokenize(batch.captions, max_chunks))
+    noise = draw_noise(batch.seeds, batch.latents.shape[1:])
+    for t in timesteps:
+        yield t, sample_loss(batch, torch.full((len(batch.seeds),), t), noise, conditioning)
 
 
 @torch.no_grad()
@@ -41,20 +54,17 @@ def validation_loss(
 ) -> dict[str, float]:
     """The mean of `sample_loss` at each timestep, over all samples of the batches; keys as JSON needs them.
 
-    Captions are encoded once a batch. The noise is that of the batch's seeds, the same at every timestep and every
-    call. Every rank has all batches and takes its share; all make equally many forward passes, which sharded networks
-    need. Collective.
+    As `losses_by_timestep`. Every rank has all batches and takes its share; all make equally many forward passes, which
+    sharded networks need. Collective.
     Raises: LookEnded on every rank when one is asked to stop.
     """
     ranks, lookout = ranks or Ranks(), lookout or Lookout()
     sums = dict.fromkeys(timesteps, 0.0)
     for batch, counts in _share(batches, ranks):
-        conditioning = condition(model, batch, tokenize(batch.captions, max_chunks))
-        noise = draw_noise(batch.seeds, batch.latents.shape[1:])
-        for t in timesteps:
-            lookout.together()
-            losses = sample_loss(batch, torch.full((len(batch.seeds),), t), noise, conditioning)
+        lookout.together()
+        for t, losses in losses_by_timestep(model, sample_loss, batch, timesteps, max_chunks):
             sums[t] += float(losses.double().sum()) if counts else 0.0
+            lookout.together()
     samples = sum(len(batch.seeds) for batch in batches)
     return {str(t): total / samples for t, total in zip(sums, ranks.sums(list(sums.values())), strict=True)}
 

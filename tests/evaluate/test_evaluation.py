@@ -156,7 +156,12 @@ def test_pictures_are_known_to_be_held_out_of_the_run_s_own_data_alone(
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"colours": ("mauve",)}, "mauve"), ({"colour_prompt": "black"}, "stands for"), ({"seeds": 1}, "seeds is 1")],
+    [
+        ({"colours": ("mauve",)}, "mauve"),
+        ({"colour_prompt": "black"}, "stands for"),
+        ({"seeds": 1}, "seeds is 1"),
+        ({"validation_count": 0}, "give 1 or more"),
+    ],
 )
 def test_settings_that_measure_nothing_are_refused(changed: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
