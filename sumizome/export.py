@@ -32,7 +32,7 @@ from sumizome.export_metadata import (
     sidecar_path,
 )
 from sumizome.files import folder_committed
-from sumizome.models.architecture import SDXL_SCALING_FACTOR
+from sumizome.models.architecture import SDXL_SCALE, SDXL_SCALING_FACTOR, latent_scale
 from sumizome.models.diffusers_folder import folder_key, write_small_files
 from sumizome.models.folder_files import weights_path
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, key_rules, to_original
@@ -192,9 +192,7 @@ def _check_whole(model: SDXLModel) -> None:
 
 def needs_folding(vae: AutoencoderKL) -> bool:
     """Whether a VAE scales latents otherwise than by SDXL's one factor, which is all that most programs know."""
-    return vae.config["scaling_factor"] != SDXL_SCALING_FACTOR or bool(
-        vae.config.get("latents_mean") and vae.config.get("latents_std")
-    )
+    return latent_scale(dict(vae.config)) != SDXL_SCALE
 
 
 def _with_sdxl_scaling(vae: AutoencoderKL) -> AutoencoderKL:

@@ -232,10 +232,8 @@ def _check_step(model: SDXLModel, networks: list[Network], written: Path, config
 
 def _check_latent_scale(networks: list[Network]) -> None:
     for network in networks:
-        if network.name != "vae":
-            continue
-        if latent_scale(network.config) != SDXL_SCALE:
-            factor, mean, _ = latent_scale(network.config)
+        if network.name == "vae" and (scale := latent_scale(network.config)) != SDXL_SCALE:
+            factor, mean, _ = scale
             raise ModelError(
                 f"its VAE scales latents by {factor}{' and per channel' if mean else ''}, which a single file cannot "
                 "say: `sumizome export`, which folds that into the VAE, makes a file of it."

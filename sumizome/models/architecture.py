@@ -37,8 +37,9 @@ def latent_scale(vae: Config) -> LatentScale:
 
     Where no factor stands, diffusers takes Stable Diffusion 1's.
     """
-    mean, std = tuple(vae.get("latents_mean") or ()), tuple(vae.get("latents_std") or ())
-    return vae.get("scaling_factor", 0.18215), *((mean, std) if mean and std else ((), ()))
+    factor = float(vae.get("scaling_factor", 0.18215))
+    mean, std = (tuple(map(float, vae.get(name) or ())) for name in ("latents_mean", "latents_std"))
+    return factor, *((mean, std) if mean and std else ((), ()))
 
 
 def head_width(channels: int) -> int:

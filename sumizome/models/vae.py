@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from sumizome.errors import ConfigError
-from sumizome.models.architecture import SDXL_SCALING_FACTOR
+from sumizome.models.architecture import SDXL_SCALING_FACTOR, latent_scale
 from sumizome.models.key_map import native_name
 from sumizome.shapes import Latents, Pixels
 
@@ -51,14 +51,12 @@ def latent_statistics(vae: AutoencoderKL) -> LatentStatistics:
 
     One of them alone counts for nothing, as in diffusers. Raises: ConfigError unless there is one for every channel.
     """
-    config = vae.config
-    channels = config["latent_channels"]
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if not (mean and std):
-        mean, std = (0.0,) * channels, (1.0,) * channels
+    channels = vae.config["latent_channels"]
+    factor, mean, std = latent_scale(dict(vae.config))
+    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
     if not len(mean) == len(std) == channels:
         raise ConfigError(f"the VAE's config has {len(mean)} means and {len(std)} deviations for {channels} channels")
-    return LatentStatistics(tuple(map(float, mean)), tuple(float(s) / config["scaling_factor"] for s in std))
+    return LatentStatistics(tuple(map(float, mean)), tuple(float(s) / factor for s in std))
 
 
 def normalise(raw: Latents, statistics: LatentStatistics) -> Latents:
