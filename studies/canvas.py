@@ -104,21 +104,18 @@ def _page(results: Results) -> PageParts:
         table_note="One character: the share of pictures asked for with “solo” in which a classifier, trained on the "
         f"data's own tags, finds one character and no other number of them (real pictures of one, by length: {real}). "
         "Black: mean brightness of “completely black”, 0 to 1.",
-        panels=(
-            panel("One character", "σ_max", asked_for, [line(arm, "single") for arm in LENGTHS]),
-            panel(
-                "… σ_max by the length",
-                "σ_max / canvas length",
-                asked_for,
-                [line(arm, "single", float(arm)) for arm in LENGTHS],
-            ),
-            panel("Black", "σ_max", black, [line(arm, "black") for arm in LENGTHS]),
-            panel(
-                "… σ_max by the length",
-                "σ_max / canvas length",
-                black,
-                [line(arm, "black", float(arm)) for arm in LENGTHS],
-            ),
+        panels=tuple(
+            shown
+            for title, what, unit in (("One character", "single", asked_for), ("Black", "black", black))
+            for shown in (
+                panel(title, "σ_max", unit, [line(arm, what) for arm in LENGTHS]),
+                panel(
+                    "… σ_max by the length",
+                    "σ_max / canvas length",
+                    unit,
+                    [line(arm, what, float(arm)) for arm in LENGTHS],
+                ),
+            )
         ),
         plot_says="Share of pictures with one character, and brightness of black, against σ_max by canvas length.",
         conclusion="\n".join(_sentences(results)),

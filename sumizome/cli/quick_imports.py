@@ -15,11 +15,12 @@ def quick_imports() -> Iterator[None]:
     torch, diffusers and transformers make a million objects that stay to the end: a sixteenth of their import went
     into searching these for cycles, and every full collection of a long run would search them once more.
     """
-    known = len(sys.modules)
+    known, collecting = len(sys.modules), gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if len(sys.modules) > known:  # else a program that calls again would keep its garbage for ever
             gc.freeze()
-        gc.enable()
+        if collecting:
+            gc.enable()
