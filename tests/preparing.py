@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -106,6 +107,15 @@ def exit_code(process: BaseProcess) -> int:
     process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def seconds_undisturbed(manifest: Manifest, vae: AutoencoderKL, folder: Path, config: PrepareConfig = CONFIG) -> float:
+    """How long a preparer's process lives: moments to kill it at are shares of that, on machines fast and slow."""
+    for timed in ("first", "second"):  # the first waits for what all processes are forked from
+        began = time.monotonic()
+        assert exit_code(start_preparer(manifest, vae, folder / timed, config)) == 0
+        seconds = time.monotonic() - began
+    return seconds
 
 
 def killed_at_replace(number: int, *, after: bool) -> Callable[[], None]:

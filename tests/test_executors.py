@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from preparing import CONFIG, COUNT, drawn_set, exit_code, finish, small_vae, start_preparer, tree_digest
+from preparing import (
+    CONFIG,
+    COUNT,
+    drawn_set,
+    exit_code,
+    finish,
+    seconds_undisturbed,
+    small_vae,
+    start_preparer,
+    tree_digest,
+)
 
 from sumizome import prepare_encoder
 from sumizome.data.buckets import BucketConfig
@@ -186,7 +196,7 @@ def kill_preparers(case: Case, out: Path, *, at_once: int, kills: int, longest: 
     running = [start(case, out) for _ in range(at_once)]
     died = 0
     for _ in range(kills):
-        time.sleep(float(rng.uniform(0.02, longest)))
+        time.sleep(float(rng.uniform(0, longest)))
         victim = running.pop(int(rng.integers(len(running))))
         victim.kill()
         died += exit_code(victim) == -signal.SIGKILL
@@ -196,7 +206,8 @@ def kill_preparers(case: Case, out: Path, *, at_once: int, kills: int, longest: 
 
 
 def test_two_preparers_and_three_kills(case: Case, tmp_path: Path) -> None:
-    assert kill_preparers(case, tmp_path / "out", at_once=2, kills=3, longest=0.3) > 0
+    whole = seconds_undisturbed(case.manifest, case.vae, tmp_path, SMALL_UNITS)
+    assert kill_preparers(case, tmp_path / "out", at_once=2, kills=3, longest=whole / 2) > 0
     assert tree_digest(tmp_path / "out") == tree_digest(case.expected)
 
 

@@ -23,6 +23,7 @@ from preparing import (
     finish,
     killed_at_replace,
     manifest_of,
+    seconds_undisturbed,
     small_vae,
     start_preparer,
     tree_digest,
@@ -259,12 +260,12 @@ def test_killed_at_any_commit_it_goes_on_to_the_same_bytes(
 def test_killed_at_any_time_again_and_again(
     manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out, whole = tmp_path / "out", seconds_undisturbed(manifest, vae, tmp_path)
     rng = np.random.default_rng(0)
     kills = 0
     for _ in range(6):
         child = start_preparer(manifest, vae, out)
-        time.sleep(float(rng.uniform(0.02, 0.4)))
+        time.sleep(float(rng.uniform(0, whole / 2)))
         child.kill()
         kills += exit_code(child) == -signal.SIGKILL
     finish(manifest, vae, out)
@@ -277,10 +278,7 @@ def test_killed_at_twenty_random_moments(
     manifest: Manifest, vae: AutoencoderKL, prepared: Path, tmp_path: Path
 ) -> None:
     """At any moment of a whole run, from the start of its process to its end; each is gone on with and compared."""
-    for timed in ("first", "second"):  # the first waits for what all processes are forked from
-        began = time.monotonic()
-        assert exit_code(start_preparer(manifest, vae, tmp_path / timed)) == 0
-        longest = time.monotonic() - began
+    longest = seconds_undisturbed(manifest, vae, tmp_path)
     rng, reached = np.random.default_rng(20), list[int]()
     while len(reached) < 20:
         out = tmp_path / "out"
