@@ -1,13 +1,15 @@
 """What the training loop costs beside its arithmetic, and how soon a run is back: the tiny model, on a CPU.
 
-    python benchmarks/bench_train.py [overhead] [resume] [--seconds 100]
+    python benchmarks/bench_train.py [overhead] [resume] [--seconds 100] [--threads 1 2]
 
 overhead: the whole loop (data, captions, tokens, noise, clipping, EMA, logs, TensorBoard: all that is on by default),
 the bare loop and accelerate's take turns in one process, on the same modules and shapes (`train_loops.py`). A turn is
 one step, for a machine changes its speed within seconds; a round is all six orders of the three, so that each follows
-each as often. The ratio is the median over rounds, told with its quartiles. Where other work holds the machine read
-the CPU seconds, not those of the clock, and the parts, which are timed by themselves. The tokens of tags that come
-often are known beforehand, as after an hour of training.
+each as often. The ratio is the median over rounds, told with its quartiles. Measured with each number of computing
+threads in turn: by default with one less than there are cores, which leaves one to the thread that makes batches, as a
+GPU leaves all of them; and with as many as there are cores, which then share. Threads wait as `sumizome train` lets
+them: several spin for a moment, which counts as CPU time. Where other work holds the machine read the parts, which are
+timed by themselves. The tokens of tags that come often are known beforehand, as after an hour of training.
 resume: a process each time, from its start to its first finished step.
 """
 
@@ -16,14 +18,16 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import median, quantiles
 
-# Threads that spin while they wait would count as CPU time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As the command `sumizome` sets it, before torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+import torch
 from loop_parts import THREAD, timed_parts
 from measurement import progress, record
 from resume_time import measure_resume
@@ -43,7 +47,8 @@ OVERHEAD, DATA_WAIT, RESUME = 0.97, 0.01, 10.0
 PARTS = ("overhead", "resume")
 
 
-def measure_overhead(folder: Path, budget: float) -> None:
+def measure_overhead(folder: Path, budget: float, threads: Sequence[int]) -> None:
+    """`budget` seconds for each number of computing `threads`."""
     config = tiny_config(folder, steps=10**6)
     with hold_run_dir(config.run_dir):
         trainer, _ = build_trainer(config)
@@ -57,15 +62,18 @@ def measure_overhead(folder: Path, budget: float) -> None:
                 "bare": bare_loop(task.model, trainer.optimizer, task.objective, batches),
                 "diffusers under accelerate": accelerate_loop(task.model, batches, folder, config.log_every),
             }
-            for step in steps.values():
+            for one_step in steps.values():
                 for _ in range(WARM):
-                    step()
-            seconds = take_turns(steps, budget)
-            with timed_parts(trainer) as parts:
-                for _ in range(config.log_every):
-                    next(reports)
-    tell_speed(seconds)
-    tell_parts(dict(parts))
+                    one_step()
+            for computing in threads:
+                torch.set_num_threads(computing)
+                seconds = take_turns(steps, budget)
+                with timed_parts(trainer) as parts:
+                    for _ in range(config.log_every):
+                        next(reports)
+                on = f"{computing} thread{'s' * (computing > 1)}"
+                tell_speed(seconds, on)
+                tell_parts(dict(parts), on)
     waits = [line["data_wait"] for line in read_metrics(config.run_dir / "metrics.jsonl")]
     record("data wait, share of a step (median of records)", median(waits), "1", target=DATA_WAIT, better="lower")
 
@@ -89,16 +97,17 @@ def take_turns(steps: dict[str, Callable[[], object]], budget: float) -> dict[st
     return seconds
 
 
-def tell_speed(seconds: dict[str, list[tuple[float, float]]]) -> None:
+def tell_speed(seconds: dict[str, list[tuple[float, float]]], on: str) -> None:
     ours = seconds.pop("the whole loop")
     for peer, theirs in seconds.items():
         for kind, unit in enumerate(("images/s", "images/CPU s")):
             mine, its = [turn[kind] for turn in ours], [turn[kind] for turn in theirs]
             ratios = [b / a for a, b in zip(mine, its, strict=True)]
             low, middle, high = quantiles(ratios, n=4)
-            progress(f"{peer}, {unit}: ratio {middle:.4f}, quartiles of {len(ratios)} rounds {low:.3f} and {high:.3f}")
+            spread = f"quartiles of {len(ratios)} rounds {low:.3f} and {high:.3f}"
+            progress(f"{peer}, {unit}, {on}: ratio {middle:.4f}, {spread}")
             record(
-                f"the whole loop ÷ {peer}, {unit} (target is a ratio)",
+                f"the whole loop ÷ {peer}, {unit}, {on} (target is a ratio)",
                 BATCH / median(mine),
                 unit,
                 target=OVERHEAD if peer == "bare" else None,
@@ -109,27 +118,30 @@ def tell_speed(seconds: dict[str, list[tuple[float, float]]]) -> None:
             )
 
 
-def tell_parts(parts: dict[str, float]) -> None:
+def tell_parts(parts: dict[str, float], on: str) -> None:
     step = parts.pop("step")
     for name, seconds in parts.items():
-        record(f"beside bare: {name}, share of a step's CPU time", seconds / step, "1", better="lower")
+        record(f"beside bare: {name}, share of a step's CPU time, {on}", seconds / step, "1", better="lower")
     added = sum(parts.values())
     whole = step + sum(seconds for name, seconds in parts.items() if THREAD in name)
     share = 1 - added / whole
-    record("a step's CPU time without these parts, share", share, "1", target=OVERHEAD, better="higher")
+    record(f"a step's CPU time without these parts, share, {on}", share, "1", target=OVERHEAD, better="higher")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them by default")
-    parser.add_argument("--seconds", type=float, default=100.0, help="how long the loops take turns")
+    parser.add_argument("--seconds", type=float, default=100.0, help="how long the loops take turns, each run")
+    cores = len(os.sched_getaffinity(0))
+    both = sorted({max(1, cores - 1), cores})
+    parser.add_argument("--threads", type=int, nargs="+", default=both, metavar="N", help="that compute, one run each")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         progress("the tiny model and its latents are being made")
         make_inputs(folder)
         if not arguments.parts or "overhead" in arguments.parts:
-            measure_overhead(folder, arguments.seconds)
+            measure_overhead(folder, arguments.seconds, arguments.threads)
         if not arguments.parts or "resume" in arguments.parts:
             measure_resume(folder, RESUME)
 

@@ -55,6 +55,17 @@ def test_norms_by_part_are_those_of_the_parts() -> None:
     assert float(global_norm(norms)) == pytest.approx(30**0.5)
 
 
+def test_norms_by_part_are_those_of_tensors_of_any_shape() -> None:
+    random = torch.Generator().manual_seed(0)
+    shapes = [(3,), (4, 3), (2, 3, 1, 1), (5,), ()]
+    parameters = {f"unet.mid_block.{n}": torch.nn.Parameter(torch.zeros(shape)) for n, shape in enumerate(shapes)}
+    for parameter in parameters.values():
+        parameter.grad = torch.randn(parameter.shape, generator=random)
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters.values() if parameter.grad is not None])
+    (norm,) = GradientNorms(parameters)().values()
+    torch.testing.assert_close(norm, flat.norm())
+
+
 def test_the_peak_is_found_by_the_drivers_name() -> None:
     assert peak_flop("NVIDIA H100 80GB HBM3", tf32=False) == 989e12
     assert peak_flop("NVIDIA A100-SXM4-80GB", tf32=True) == 156e12
