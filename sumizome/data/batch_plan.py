@@ -29,8 +29,8 @@ from sumizome.seeds import derive_seed
 __all__ = ["BatchPlan", "MicroBatch", "check_world", "share"]
 
 _TOGETHER = 32
-"""Steps of a class that are worked out at once: for numpy that is little more than one."""
-_Samples: TypeAlias = tuple[Int[np.ndarray, " j"], Int[np.ndarray, "j m"], Int[np.ndarray, "j m"]]
+"""Steps, one behind the other, that are worked out at once: for numpy that is little more than one."""
+_Samples: TypeAlias = tuple[Int[np.ndarray, " *j"], Int[np.ndarray, "*j m"], Int[np.ndarray, "*j m"]]
 """Of some micro-batches: their buckets, slots within these, and the samples' epochs."""
 
 
@@ -93,7 +93,8 @@ class BatchPlan:
             if len(buckets)
         ]
         self._class_key = np.array([derive_seed(seed, "class")], np.uint64)
-        self._together = lru_cache(maxsize=4 * len(self._classes))(self._worked_out)
+        self._together = lru_cache(maxsize=2)(self._worked_out)
+        self._steps_before = lru_cache(maxsize=16)(self._counted_before)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -110,33 +111,39 @@ class BatchPlan:
         if step < 0:
             raise ValueError(f"steps are counted from 0, got {step}")
         places = share(self.micro_batches_per_step, rank, world)
-        order, ordinal = self._class_of_step(step)
-        block, number = divmod(ordinal, _TOGETHER)
-        mine = slice(number * len(places), (number + 1) * len(places))
-        bucket, within, epochs = (part[mine] for part in self._together(order, block, places))
+        block, number = divmod(step, _TOGETHER)
+        bucket, within, epochs = self._together(block, places)[number]
         slots = within + self._bucket_start[bucket][:, None]
         rows, repeats = self._slot_row[slots].astype(np.int64), self._slot_repeat[slots].astype(np.int64)
         parts = zip(bucket.tolist(), rows, epochs, repeats, places, strict=True)
         return [MicroBatch(*part) for part in parts]
 
-    def _worked_out(self, order: "_ClassOrder", block: int, places: range) -> _Samples:
-        """Those places of the steps of a class from block·_TOGETHER on."""
-        ordinals = np.arange(block * _TOGETHER, (block + 1) * _TOGETHER)
-        return order.samples((ordinals[:, None] * self.micro_batches_per_step + np.array(places)).ravel())
+    def _worked_out(self, block: int, places: range) -> list[_Samples]:
+        """Those places of each of the steps from block·_TOGETHER on."""
+        classes, ordinals = self._classes_of_steps(np.arange(block * _TOGETHER, (block + 1) * _TOGETHER))
+        found: dict[int, _Samples] = {}
+        for number in np.unique(classes).tolist():
+            steps = np.flatnonzero(classes == number)
+            parts = self._classes[number].samples(
+                ordinals[steps, None] * self.micro_batches_per_step + np.array(places)
+            )
+            found |= dict(zip(steps.tolist(), zip(*parts, strict=True), strict=True))
+        return [found[step] for step in range(_TOGETHER)]
 
-    def _class_of_step(self, step: int) -> tuple["_ClassOrder", int]:
-        """(the class of a step, its number among the steps of that class).
+    def _classes_of_steps(self, steps: Int[np.ndarray, " j"]) -> tuple[Int[np.ndarray, " j"], Int[np.ndarray, " j"]]:
+        """(the class of each step, its number among the steps of that class).
 
         A uniform shuffle draws each class in proportion to what is left of it.
         """
         if len(self._classes) == 1:
-            return self._classes[0], step
-        epoch = self._epoch_of_step(step)
-        first, last = self._steps_before(epoch), self._steps_before(epoch + 1)
-        place = np.array([step - first.sum()])
-        drawn = shuffled(place, np.array([(last - first).sum()]), mixed(self._class_key, np.array([epoch])))
-        (number,), (ordinal,) = _dealt(drawn, (last - first)[None])
-        return self._classes[number], int(first[number] + ordinal)
+            return np.zeros_like(steps), steps
+        epochs = [self._epoch_of_step(step) for step in steps.tolist()]
+        first = np.stack([self._steps_before(epoch) for epoch in epochs])
+        counts = np.stack([self._steps_before(epoch + 1) for epoch in epochs]) - first
+        place, n = steps - first.sum(axis=1), counts.sum(axis=1)
+        drawn = shuffled(place, n, mixed(np.broadcast_to(self._class_key, n.shape), np.array(epochs)))
+        number, ordinal = _dealt(drawn, counts)
+        return number, first[np.arange(len(steps)), number] + ordinal
 
     def _epoch_of_step(self, step: int) -> int:
         """The epoch that holds a step of several classes: the last one that does not begin after it."""
@@ -146,7 +153,7 @@ class BatchPlan:
         latest = int((step + late) / self.steps_per_epoch) + 1
         return bisect_right(range(latest + 1), step, lo=earliest, key=lambda e: int(self._steps_before(e).sum())) - 1
 
-    def _steps_before(self, epoch: int) -> Int[np.ndarray, " c"]:
+    def _counted_before(self, epoch: int) -> Int[np.ndarray, " c"]:
         """Steps of each class in the first `epoch` epochs; what does not fill a step is carried, too."""
         return np.array(
             [int(each.before(np.array([epoch])).sum()) // self.micro_batches_per_step for each in self._classes]
@@ -176,13 +183,13 @@ class _ClassOrder:
             epoch = epoch + late
         return np.asarray(epoch)
 
-    def samples(self, index: Int[np.ndarray, " j"]) -> _Samples:
-        """Of micro-batches at rising places of the list."""
-        number, ordinal = self._deal(index)
-        place = ordinal[:, None] * self.size + np.arange(self.size)
-        n = np.broadcast_to(self.slots[number][:, None], place.shape)
+    def samples(self, index: Int[np.ndarray, " *j"]) -> _Samples:
+        """Of the micro-batches at those places of the list."""
+        number, ordinal = (part.reshape(index.shape) for part in self._deal(index.ravel()))
+        place = ordinal[..., None] * self.size + np.arange(self.size)
+        n = np.broadcast_to(self.slots[number][..., None], place.shape)
         epochs, within = np.divmod(place, n)
-        key = mixed(np.broadcast_to(self._bucket_keys[number][:, None], place.shape), epochs)
+        key = mixed(np.broadcast_to(self._bucket_keys[number][..., None], place.shape), epochs)
         slots = shuffled(within.ravel(), n.ravel(), key.ravel()).reshape(place.shape)
         return self.buckets[number], slots, epochs
 
