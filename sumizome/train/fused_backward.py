@@ -2,7 +2,7 @@
 
 A gradient lives for one update, so that gradients take the memory of the largest tensor and not of the whole model:
 10 GB less for SDXL in float32. The price, which is the user's choice: no accumulation; a gradient is clipped by its own
-norm and not by that of all together; one that is not finite may be found when other weights have already moved.
+norm and not by that of all together; one that is not finite has moved the weights when it is found, and they are lost.
 """
 
 import math
@@ -51,7 +51,10 @@ class FusedBackward:
         """Nothing: the weights moved in the backward pass."""
 
     def grad_norm(self) -> Tensor:
-        """The global norm of the last backward pass's gradients, before any was clipped."""
+        """The global norm of the last backward pass's gradients, before any was clipped.
+
+        If it is not finite, nor are weights and moments.
+        """
         return torch.as_tensor(self._squared_norm).sqrt()
 
     def _update(self, parameter: nn.Parameter) -> None:
@@ -59,10 +62,9 @@ class FusedBackward:
             return
         norm = nn.utils.get_total_norm([parameter.grad])
         self._squared_norm = self._squared_norm + norm.double().square()
-        # A gradient that is not finite makes no update; the norm tells the trainer.
         nn.utils.clip_grads_with_norm_([parameter], self._limit, norm)
-        if bool(norm.isfinite()):
-            self._optimizers[parameter].step()
+        # Not even if the norm is finite is asked here: a GPU would have to come to rest once a parameter to answer.
+        self._optimizers[parameter].step()
         parameter.grad = None
 
 
