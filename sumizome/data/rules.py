@@ -89,7 +89,7 @@ class DerivedTags:
         return Counter({pair: count for pair, count in found.items() if pair[0]})
 
     def _year_tag(self, year: int) -> str:
-        return self.year.replace("{year}", str(year)) if year else ""
+        return normalise_tag(self.year.replace("{year}", str(year))) if year else ""
 
 
 def derive_tags(scores: NDArray[np.float64], years: NDArray[np.int16], rules: PictureRules) -> DerivedTags:
