@@ -113,23 +113,34 @@ def match_table(matches: Matches, pictures: PictureList, table: Path, columns: C
     stems = NameIndex(pictures, stem_names)
     paths: NameIndex | None = None
     rows = read_rows(table, columns, stems.may_hold)
-    while batch := list(islice(rows, 1024)):
-        keys = [row_keys(row, columns) if isinstance(row, dict) else (None, set()) for _, row in batch]
-        names = [_normal(file) for file, _ in keys]
+    while batch := [(where, *_with_keys(row, columns)) for where, row in islice(rows, 1024)]:
+        names = [_normal(file) for _, _, file, _ in batch]
         if paths is None and any(names):
             paths = NameIndex(pictures, path_names)
         by_path = paths.find(names) if paths is not None else [[] for _ in names]
-        flat = [(at, name) for at, (_, group) in enumerate(keys) for name in group if not by_path[at]]
+        flat = [(at, name) for at, (*_, group) in enumerate(batch) for name in group if not by_path[at]]
         found: list[set[int]] = [set(places) for places in by_path]
         for (at, _), places in zip(flat, stems.find([name for _, name in flat]), strict=True):
             found[at].update(places)
-        for (where, row), mine in zip(batch, found, strict=True):
+        for (where, row, *_), mine in zip(batch, found, strict=True):
             if isinstance(row, ImageRejected):
                 matches.reject(where, row.reason, str(row))
             elif isinstance(row, int):
                 matches.unused += row
             else:
                 matches.add(sorted(mine), row, columns, where)
+
+
+def _with_keys(
+    row: Row | ImageRejected | int, columns: Columns
+) -> tuple[Row | ImageRejected | int, str | None, set[str]]:
+    """A row of a table, or what is wrong with it, and the names of its picture (`row_keys`)."""
+    if isinstance(row, ImageRejected | int):
+        return row, None, set()
+    try:
+        return row, *row_keys(row, columns)
+    except ImageRejected as error:
+        return error, None, set()
 
 
 def _normal(file: str | None) -> str | None:

@@ -66,6 +66,41 @@ def test_a_booru_dump_finds_its_pictures_by_id_and_md5_in_any_folder(tmp_path: P
     assert (again.rejects, again.records_unused) == (result.rejects, 1)
 
 
+@pytest.mark.parametrize("table", ["p.parquet", "decimal.parquet", "text.parquet", "p.csv", "p.jsonl"])
+def test_ids_that_pandas_made_floats_of_are_whole_numbers(tmp_path: Path, table: str) -> None:
+    """One id that is missing, and 12 is written as 12.0."""
+    root, floats = tmp_path / "images", pa.array([12.0, None, 13.0, 99.0], pa.float64())
+    for number in (12, 13):
+        draw(root / f"{number}.png", number)
+    ids = {"decimal.parquet": pa.decimal128(20, 2), "text.parquet": pa.string()}.get(table)
+    texts = pa.array(["12.0", None, "13.0", "99.0"])
+    column = texts if table == "text.parquet" else floats.cast(ids) if ids else floats
+    rows = pa.table({"id": column, "tags": ["twelve", "lost", "thirteen", "away"]})
+    if table.endswith("parquet"):
+        pq.write_table(rows, tmp_path / table)
+    elif table == "p.csv":
+        (tmp_path / table).write_text("id,tags\n12.0,twelve\n,lost\n13.0,thirteen\n99.0,away\n")
+    else:
+        write_lines(tmp_path / table, rows.to_pylist())
+    result = run(SourceConfig(root, "booru", tmp_path / table))
+    assert tags(result) == {"12.png": ["twelve"], "13.png": ["thirteen"]}
+    assert (result.rejects, result.records_unused) == ([], 2)
+
+
+def test_an_id_that_is_no_whole_number_is_told_by_line(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    digest = md5(draw(root / "12.png", 1))
+    ids = [12.0, float("nan"), 12.5, 2.0**60, float("nan")]
+    table = pa.table({"id": ids, "md5": [None] * 4 + [digest], "tags": ["a"] * 5})
+    pq.write_table(table, tmp_path / "p.parquet")
+    result = run(SourceConfig(root, "booru", tmp_path / "p.parquet"))
+    assert tags(result) == {"12.png": ["a"]}
+    assert reasons(result) == dict.fromkeys([f"p.parquet:{row}" for row in (2, 3, 4)], "record_invalid")
+    told = {reject.path: reject.sentence for reject in result.rejects}
+    assert "whole number or text, found nan: write the ids as integers" in told["p.parquet:2"]
+    assert result.records_unused == 1, "the last row has an md5, by which no file is called"
+
+
 def test_names_in_records_select_files_and_are_never_opened(tmp_path: Path) -> None:
     root = tmp_path / "images"
     draw(root / "a" / "good.png", 1)
@@ -81,11 +116,12 @@ def test_names_in_records_select_files_and_are_never_opened(tmp_path: Path) -> N
     ]
     content: list[dict[str, Any]] = [{"file_name": name, "tags": "out"} for name in names]
     content += [{"id": name, "tags": "out"} for name in ("../secret", "/etc/passwd", "..", True, None, 1.5, ["x"])]
+    fraction = content.index({"id": 1.5, "tags": "out"}) + 1
     content += [{"file_name": ".\\a\\good.png", "tags": "mine"}, {"file_name": "a/good.png", "tags": "again"}]
     result = run(SourceConfig(root, "booru", write_lines(tmp_path / "x.jsonl", content)))
     assert tags(result) == {"a/good.png": ["mine"]}
-    assert reasons(result) == {f"x.jsonl:{len(content)}": "record_twice"}
-    assert result.records_unused == len(content) - 2
+    assert reasons(result) == {f"x.jsonl:{fraction}": "record_invalid", f"x.jsonl:{len(content)}": "record_twice"}
+    assert result.records_unused == len(content) - 3
 
 
 def test_gallery_dl_sidecars(tmp_path: Path) -> None:
