@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sumizome.data.csv_table import check_columns, read_csv
 from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.source_config import Columns
 from sumizome.data.tags import normalise_tag
@@ -247,7 +248,7 @@ def read_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str,
                 yield from _parquet_rows(path, columns, known)
             case ".csv":
                 with path.open(encoding="utf-8-sig", newline="") as file:
-                    for number, row in enumerate(csv.DictReader(file), start=2):
+                    for number, row in enumerate(read_csv(file, path), start=2):
                         yield f"{path.name}:{number}", _csv_row(row)
             case suffix:
                 raise ConfigError(f"records: expected a .jsonl, .parquet or .csv file, found {suffix or path.name}.")
@@ -286,6 +287,7 @@ def _csv_row(row: Mapping[str | None, Any]) -> Row | ImageRejected:
 def _parquet_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str, Row | int]]:
     with pq.ParquetFile(path) as file:
         present = file.schema_arrow.names
+        check_columns(present, path)
         needed = [name for name in present if name in _top_level(columns)]
         if not {name.partition(".")[0] for name in (*columns.file, *columns.id, *columns.md5)} & set(needed):
             raise DataError(f"expected a column that names files (file, id or md5) in {path}, found {present}.")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from sumizome.data.csv_table import unguard, write_csv
+from sumizome.data.csv_table import read_csv, unguard, write_csv
 from sumizome.data.listing import printable
 from sumizome.data.tags import MAX_TAG_LENGTH, normalise_tag
 from sumizome.errors import DataError
@@ -73,7 +73,7 @@ def load_tag_table(path: Path) -> TagTable:
     categories: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = read_csv(file, path)
             if missing := {"tag", "weight"} - set(rows.fieldnames or ()):
                 raise DataError(f"expected a column {sorted(missing)[0]} in {path}, found {rows.fieldnames}.")
             for row in rows:
