@@ -3,19 +3,23 @@
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_ingest import draw, reasons, rows
 
 from sumizome.cli import ingest as cli
 from sumizome.data import matching
 from sumizome.data.ingest import IngestResult, ingest, ingest_to
 from sumizome.data.manifest import load_manifest
-from sumizome.data.picture_list import Picture
+from sumizome.data.picture_list import Namesakes, Picture, stem
 from sumizome.data.source_config import Columns, PictureRules, SourceConfig
 from sumizome.data.source_file import load_sources
 from sumizome.data.sources import scan_source
@@ -353,18 +357,44 @@ def test_sidecars_read_by_many_processes_say_what_one_reads(tmp_path: Path, monk
     assert (len(one), len(one.rejects), one.categories) == (34, 6, two.categories)
 
 
-def test_kohya_names_found_by_path_are_not_looked_for_in_every_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def listed(paths: Sequence[str]) -> matching.PictureList:
     pictures = matching.PictureList()
-    names = [f"{folder}/{number}.png" for folder in range(20) for number in range(20)]
-    for name in names:
-        pictures.add(Picture(name, 1, 1))
+    for path in paths:
+        pictures.add(Picture(path, 1, 1))
     pictures.close()
+    return pictures
+
+
+@pytest.mark.parametrize("moved", ["", "/another/machine/"])
+def test_kohya_names_are_not_compared_with_every_folder(monkeypatch: pytest.MonkeyPatch, moved: str) -> None:
+    names = [f"{folder}/{number}.png" for folder in range(100) for number in range(4)]
+    pictures = listed(names)
     looked: list[int] = []
     path = matching.PictureList.path
     monkeypatch.setattr(matching.PictureList, "path", lambda self, place: (looked.append(place), path(self, place))[1])
-    rows = [(name, {"tags": "a"}) for name in names]
+    rows = [(moved + name, {"tags": name.replace("/", " of ")}) for name in reversed(names)]
     monkeypatch.setattr(matching, "_kohya_rows", lambda table: iter(rows))
     matches = matching.Matches(len(names), PictureRules())
     matching.match_kohya(matches, pictures, Path("/nowhere"), Path("meta.json"), Columns())
-    assert (matches.place >= 0).all()
-    assert len(looked) == len(names)  # not 20 times as many
+    texts = matches.texts.close().to_pylist()
+    assert [texts[row] for row in matches.place] == [path(pictures, at).replace("/", " of ") for at in range(400)]
+    assert len(looked) <= 2 * len(names)  # not 100 times as many
+
+
+folder_names = st.lists(st.sampled_from(["a", "b", "ab", "c "]), max_size=4)
+
+
+@given(st.lists(st.tuples(folder_names, st.sampled_from(["x.png", "x.webp", "X.png"])), min_size=1), folder_names)
+def test_the_nearest_namesake_is_the_one_that_comparing_with_all_finds(
+    files: list[tuple[list[str], str]], wanted: list[str]
+) -> None:
+    def common(path: str) -> int:
+        pairs = zip(path.split("/")[-2::-1], wanted[::-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    paths = sorted({"/".join([*folders, name]) for folders, name in files})
+    found, count = Namesakes(listed(paths), range(len(paths))).nearest("/".join([*wanted, "x.png"]))
+    best = max(map(common, paths))
+    nearest = [place for place, path in enumerate(paths) if common(path) == best]
+    assert count == len(nearest)
+    assert found == (nearest if len({stem(paths[place]) for place in nearest}) == 1 else [])
