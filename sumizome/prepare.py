@@ -16,9 +16,18 @@ from diffusers import AutoencoderKL
 
 from sumizome.data.buckets import Canvases, bucket_table
 from sumizome.data.canvas import RESIZE_VERSION
-from sumizome.data.latent_plan import CachePlan, Fingerprint, differences, load_plan, plan_path, write_plan
+from sumizome.data.latent_plan import (
+    DECIDE_NO_LATENT,
+    CachePlan,
+    Fingerprint,
+    differences,
+    load_plan,
+    plan_path,
+    write_plan,
+)
 from sumizome.data.manifest import ManifestRows
 from sumizome.data.reject_table import write_rejects
+from sumizome.data.retried import Readable, count_readable, rejects_of
 from sumizome.data.reuse import Stock, Waste, commit_kept, find_stock, own_units, remove_unused
 from sumizome.data.shards import UnitRecord, unit_paths, verify_unit
 from sumizome.errors import ConfigError, DataError, ShardError
@@ -70,19 +79,24 @@ def prepare_latents(
     *,
     command: str = "sumizome prepare",
     executor: Executor | None = None,
+    retry_rejects: bool = False,
 ) -> Iterator[PrepareProgress]:
     """Prepares what is not yet prepared in `out`, yielding where it stands after each batch.
 
     Nothing happens before the first `next`; close the generator to stop. `command` is what an error tells the user to
     run again. `executor` says who works; by default this process. Others may prepare the same in `out` at the same
     time, and share the work.
-    Raises: ConfigError if a setting or `out` cannot be. ShardError if `out` was begun with other settings. DataError if
+
+    `retry_rejects` makes a new generation of finished latents if any picture that they lack, for a reason of its file,
+    can be read now. What is there stays; the fingerprint becomes another, because there are more pictures.
+    Raises: ConfigError if a setting or `out` cannot be. ShardError if `out` was begun with other settings, or is to be
+        retried and not finished. DataError if
         the disk cannot be written, if too many pictures of a unit fail, or if none at all is left.
     """
     fingerprint = _fingerprint(manifest, vae, config, bucket_table(config.buckets))
     _check_out(out, manifest.sources)
-    plan, stock, notes = _begin(out, manifest, fingerprint, config.unit_size, command)
-    work = Work(manifest, out, plan, stock.missing(len(manifest)), config)
+    plan, stock, notes = _begin(out, manifest, fingerprint, config.unit_size, command, retry_rejects)
+    work = Work(manifest, out, plan, stock.missing(len(manifest)), config, _rejected_before(out, plan))
     records, damaged = _survey(work)
     progress = _progress(plan, records, (*notes, *damaged))
     yield progress
@@ -156,7 +170,7 @@ def _check_out(out: Path, sources: Iterable[Path]) -> None:
 
 
 def _begin(
-    out: Path, manifest: ManifestRows, fingerprint: Fingerprint, unit_size: int, command: str
+    out: Path, manifest: ManifestRows, fingerprint: Fingerprint, unit_size: int, command: str, retry_rejects: bool
 ) -> tuple[CachePlan, Stock, tuple[str, ...]]:
     """The plan of the folder, what it has of earlier generations, and what a user should be told.
 
@@ -166,15 +180,22 @@ def _begin(
         plans = [load_plan(out, finished=finished) for finished in (False, True) if _has_plan(out, finished)]
         for plan in plans:
             _check_same(out, plan, fingerprint, unit_size)
-        for plan in plans:
-            if plan.fingerprint == fingerprint:
-                stock = find_stock(out, fingerprint, manifest, range(plan.kept_units), _verify(out))
-                if len(stock.place) == plan.kept_images and not stock.damaged:
-                    if plan != plans[0]:
-                        _check_alone(out, leases)
-                    return plan, stock, ()
+        notes: list[str] = []
+        if found := _plan_to_go_on(out, plans, manifest, fingerprint):
+            plan, stock = found
+            if plan != plans[0]:
+                _check_alone(out, leases)
+            if not retry_rejects or _is_begun_retry(out, plan):
+                return plan, stock, ()
+            readable = _look_again(out, plan, manifest)
+            notes = [_in_words(readable)]
+            if not readable.now:
+                return plan, stock, tuple(notes)
         if plans:
             _check_alone(out, leases)
+        # Of the same manifest there are other latents now: no run may take them for those that it knows.
+        retries = max((plan.fingerprint.retries for plan in plans), default=0) + (found is not None)
+        fingerprint = replace(fingerprint, retries=retries)
         stock = find_stock(out, fingerprint, manifest, own_units(out), _verify(out))
         plan = CachePlan(fingerprint, len(manifest), unit_size, command, manifest.categories)
         # What is finished stays whole until this is: no number of its units is used again.
@@ -184,8 +205,65 @@ def _begin(
             plan = replace(plan, generation=generation, kept_units=first, kept_images=len(stock.place))
         write_plan(out, plan, finished=False)
         _forget_units(out, first)
-        notes = [f"{len(stock.place):,} of {len(manifest):,} pictures have their latents already"] if first else []
+        if first:
+            notes.append(f"{len(stock.place):,} of {len(manifest):,} pictures have their latents already")
         return plan, stock, (*notes, *(f"made anew: {text}" for text in stock.damaged))
+
+
+def _plan_to_go_on(
+    out: Path, plans: Iterable[CachePlan], manifest: ManifestRows, fingerprint: Fingerprint
+) -> tuple[CachePlan, Stock] | None:
+    """The first of the plans that is for the same, with what it took over, if that is whole."""
+    for plan in plans:
+        if plan.fingerprint == replace(fingerprint, retries=plan.fingerprint.retries):
+            stock = find_stock(out, fingerprint, manifest, range(plan.kept_units), _verify(out))
+            if len(stock.place) == plan.kept_images and not stock.damaged:
+                return plan, stock
+    return None
+
+
+def _is_begun_retry(out: Path, plan: CachePlan) -> bool:
+    """Whether a plan is at work that tries rejected pictures again, to be gone on with.
+
+    Raises: ShardError if it is at work for the first time.
+    """
+    if not _has_plan(out, finished=False) or load_plan(out, finished=False) != plan:
+        return False
+    finished = load_plan(out) if _has_plan(out, finished=True) else None
+    if finished is None or (finished != plan and finished.fingerprint.retries == plan.fingerprint.retries):
+        raise ShardError(
+            f"{out} is not finished, so nothing is to be tried again yet; run `{plan.command}` to its end, "
+            "then once more with --retry-rejects"
+        )
+    return True
+
+
+def _look_again(out: Path, plan: CachePlan, manifest: ManifestRows) -> Readable:
+    """Of the pictures that the finished plan lacks."""
+    whole = find_stock(out, plan.fingerprint, manifest, own_units(out), "size")
+    return count_readable(manifest, whole.missing(len(manifest)), rejects_of(out, plan))
+
+
+def _in_words(found: Readable) -> str:
+    if not found.rejected:
+        return "no picture was rejected for a reason that may pass, such as a missing file: nothing is changed"
+    if not found.now:
+        return f"of {found.rejected:,} rejected pictures whose reason may pass none can be read now: nothing is changed"
+    return (
+        f"{found.now:,} of {found.rejected:,} rejected pictures whose reason may pass can be read now: with them the "
+        "latents are another data set, and a run that trained on them will not go on"
+    )
+
+
+def _rejected_before(out: Path, plan: CachePlan) -> frozenset[tuple[int, str]]:
+    """(source, path) of the pictures that the finished latents of the same manifest lack: that these fail again says
+    nothing of a drive."""
+    if not _has_plan(out, finished=True):
+        return frozenset()
+    finished = load_plan(out)
+    if finished == plan or finished.fingerprint.manifest_digest != plan.fingerprint.manifest_digest:
+        return frozenset()
+    return frozenset((reject.source, reject.path) for reject in rejects_of(out, finished))
 
 
 def _check_alone(out: Path, leases: Leases) -> None:
@@ -207,7 +285,7 @@ def _has_plan(out: Path, finished: bool) -> bool:
 
 def _check_same(out: Path, found: CachePlan, fingerprint: Fingerprint, unit_size: int) -> None:
     """Raises: ShardError if the folder's latents are others than are wanted now; a manifest alone makes none others."""
-    expected = {name: value for name, value in asdict(fingerprint).items() if name != "manifest_digest"}
+    expected = {name: value for name, value in asdict(fingerprint).items() if name not in DECIDE_NO_LATENT}
     different = differences(found.fingerprint, expected)
     if found.unit_size != unit_size:
         different.append("unit_size")

@@ -80,6 +80,8 @@ class Work:
     missing: Int[np.ndarray, " n"]
     """Rows of the manifest that are to be encoded; `plan.rows` points into it."""
     config: PrepareConfig
+    rejected_before: frozenset[tuple[int, str]] = frozenset()
+    """(source, path) of pictures that failed in an earlier generation, and may fail again."""
 
     def unit(self, number: int) -> Unit:
         """The pictures of a new unit."""
@@ -211,7 +213,7 @@ class _Committer:
             self.flush()
         if is_last:
             del self._outcomes[unit.number]
-            _check_failures(unit, gathered, self._work.config.max_failures, self._work.plan.command)
+            _check_failures(unit, gathered, self._work)
             self._running = self._pool.submit(self._commit, unit, gathered)
 
     def flush(self) -> None:
@@ -240,19 +242,21 @@ def _check_plan(work: Work) -> None:
     raise ShardError(f"{work.out}: another `sumizome prepare` has begun here, for another manifest; this one stops")
 
 
-def _check_failures(unit: Unit, outcomes: Mapping[int, Outcome], share: float, command: str) -> None:
+def _check_failures(unit: Unit, outcomes: Mapping[int, Outcome], work: Work) -> None:
     """Raises: DataError if so many pictures failed that something else than the pictures must be wrong."""
     failed = [
         outcome
         for entry, outcome in sorted(outcomes.items())
-        if isinstance(outcome, Reject) and entry not in unit.misfits
+        if isinstance(outcome, Reject)
+        and entry not in unit.misfits
+        and (outcome.source, outcome.path) not in work.rejected_before
     ]
-    if len(failed) > max(_ALLOWED_FAILURES, share * len(unit.rows)):
+    if len(failed) > max(_ALLOWED_FAILURES, work.config.max_failures * len(unit.rows)):
         first = failed[0]
         raise DataError(
             f"{len(failed)} of {len(unit.rows)} pictures failed, first {first.path}: {first.reason}, {first.sentence} "
-            f"Nothing of these was kept. Is a drive missing? Mend it and run `{command}` again; or, if the pictures "
-            "are meant to be so, run `sumizome ingest` again"
+            f"Nothing of these was kept. Is a drive missing? Mend it and run `{work.plan.command}` again; or, if "
+            "the pictures are meant to be so, run `sumizome ingest` again"
         )
 
 

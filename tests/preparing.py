@@ -64,8 +64,10 @@ def drawn_set(root: Path, name: str) -> tuple[Path, Manifest]:
     return folder, manifest_of(folder, root / name)
 
 
-def finish(manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig = CONFIG) -> PrepareProgress:
-    *_, last = prepare_latents(manifest, vae, out, config)
+def finish(
+    manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig = CONFIG, *, retry_rejects: bool = False
+) -> PrepareProgress:
+    *_, last = prepare_latents(manifest, vae, out, config, retry_rejects=retry_rejects)
     assert last.written + last.rejected == last.total == len(manifest)
     return last
 
@@ -87,19 +89,26 @@ def start_preparer(
     out: Path,
     config: PrepareConfig = CONFIG,
     arrange: Callable[[], None] | None = None,
+    *,
+    retry_rejects: bool = False,
 ) -> BaseProcess:
     """A process that prepares, after a call of `arrange`. Its exit code is 0, or minus the signal that ended it."""
-    process = _CLEAN.Process(target=_prepare, args=(manifest, vae, out, config, arrange))
+    process = _CLEAN.Process(target=_prepare, args=(manifest, vae, out, config, arrange, retry_rejects))
     process.start()
     return process
 
 
 def _prepare(
-    manifest: Manifest, vae: AutoencoderKL, out: Path, config: PrepareConfig, arrange: Callable[[], None] | None
+    manifest: Manifest,
+    vae: AutoencoderKL,
+    out: Path,
+    config: PrepareConfig,
+    arrange: Callable[[], None] | None,
+    retry_rejects: bool,
 ) -> None:
     if arrange is not None:
         arrange()
-    finish(manifest, vae, out, config)
+    finish(manifest, vae, out, config, retry_rejects=retry_rejects)
 
 
 def exit_code(process: BaseProcess) -> int:

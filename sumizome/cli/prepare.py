@@ -2,8 +2,8 @@
 
 Each picture is resized to cover the nearest of the buckets, cropped, and encoded by the model's VAE, once; training
 reads only what is written here. Stopped or killed, the same command goes on where it was. Run for a manifest that has
-changed, it encodes only the pictures that are new. Run several times at once, on machines that share the folder, under
-torchrun or on Ray, it shares the work.
+changed, it encodes only the pictures that are new; with --retry-rejects, those that could not be read before. Run
+several times at once, on machines that share the folder, under torchrun or on Ray, it shares the work.
 """
 
 import contextlib
@@ -74,6 +74,9 @@ class Command:
     """processes on this machine, each with the VAE; 0 = one a CUDA device, one on a CPU"""
     executor: Literal["auto", "local", "torchrun", "ray"] = "auto"
     """who works; auto = torchrun's ranks where it started this, else this machine"""
+    retry_rejects: bool = False
+    """encode rejected pictures of finished latents whose files can be read by now; if there are any, the latents are
+    another data set, and a run that trained on them will not go on"""
     address: str | None = None
     """of the Ray cluster: host:port, or auto for this machine's; none = one of this command alone, on loopback"""
 
@@ -106,7 +109,15 @@ def run(command: Command) -> None:
         names = {field.name for field in fields(PrepareConfig)} & {field.name for field in fields(Command)}
         config = PrepareConfig(buckets, **{name: getattr(command, name) for name in names})
         folder = command.out if store is None else command.staging or _staging(store.address)
-        steps = prepare_latents(manifest, vae, folder, config, command=as_shell(command), executor=executor)
+        steps = prepare_latents(
+            manifest,
+            vae,
+            folder,
+            config,
+            command=as_shell(command),
+            executor=executor,
+            retry_rejects=command.retry_rejects,
+        )
         if store is not None:
             steps = prepared_to_store(steps, folder, store, manifest.sources)
         workers = len(executor.devices) if isinstance(executor, LocalExecutor) else 0
@@ -166,7 +177,7 @@ def _staging(address: str) -> Path:
     return default_folder().parent / "prepare" / hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
-_LEAVE_NO_TRACE = ("manifest", "staging", "decode_threads", "workers", "executor", "address")
+_LEAVE_NO_TRACE = ("manifest", "staging", "decode_threads", "workers", "executor", "address", "retry_rejects")
 """What does not change the latents, and so is not part of the command that makes them."""
 
 

@@ -40,7 +40,7 @@ def run(command: Command) -> None:
 
     from sumizome.data.stored_manifest import open_manifest
     from sumizome.data.tag_codes import code_parts
-    from sumizome.data.tag_table import with_tag_table, write_tag_table
+    from sumizome.data.tag_table import unused_rows, with_tag_table, write_tag_table
     from sumizome.data.tags import weigh
     from sumizome.errors import ConfigError
 
@@ -58,6 +58,8 @@ def run(command: Command) -> None:
     console = Console()
     _print_categories(console, statistics, command.top)
     _print_classes(console, statistics)
+    for line in unused_rows(command.weights.table, given, statistics["tag"].to_pylist()):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if command.weights.strength == 0 and given is None:
         console.print("weighting is off: give --weights.strength, such as 0.5, to see its effect", highlight=False)
     if command.out is not None:

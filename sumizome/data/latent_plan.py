@@ -13,7 +13,7 @@ from sumizome.data.manifest import tags_by_category
 from sumizome.data.sealed_json import digest_of, read_sealed_json, write_sealed_json
 from sumizome.errors import ShardError
 
-__all__ = ["CachePlan", "Fingerprint", "differences", "load_plan", "plan_path", "write_plan"]
+__all__ = ["DECIDE_NO_LATENT", "CachePlan", "Fingerprint", "differences", "load_plan", "plan_path", "write_plan"]
 
 FORMAT_VERSION = 2
 
@@ -46,22 +46,32 @@ class Fingerprint:
     """Random crops stored of each picture."""
     flip: bool = False
     """Each crop is stored mirrored, too."""
+    retries: int = 0
+    """Times that rejected pictures were tried again. It decides no latent, but which of the manifest's there are."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What is written and hashed. Without `retries` where there were none: digests of before stay what they are."""
+        return {name: value for name, value in asdict(self).items() if name != "retries" or value}
 
     @property
     def digest(self) -> str:
         """SHA-256 hex; each unit carries it. A run goes on only with the same."""
-        return digest_of(asdict(self))
+        return digest_of(self.content)
 
     @property
     def latents_digest(self) -> str:
-        """SHA-256 hex of what decides the latent of a given picture: all but the manifest."""
-        return digest_of({name: value for name, value in asdict(self).items() if name != "manifest_digest"})
+        """SHA-256 hex of what decides the latent of a given picture: all but `DECIDE_NO_LATENT`."""
+        return digest_of({name: value for name, value in asdict(self).items() if name not in DECIDE_NO_LATENT})
 
     @property
     def variants(self) -> int:
         """Latents of each picture."""
         return self.crops * (2 if self.flip else 1)
 
+
+DECIDE_NO_LATENT = frozenset({"manifest_digest", "retries"})
+"""Fields that say which pictures there are, not what is made of one."""
 
 _FIELD_NAMES = {
     "vae_digest": "VAE (its weights or statistics)",
@@ -78,6 +88,7 @@ _FIELD_NAMES = {
     "precision": "precision",
     "crops": "crops",
     "flip": "flip",
+    "retries": "count of retries",
 }
 
 
@@ -135,7 +146,8 @@ def write_plan(root: Path, plan: CachePlan, *, finished: bool = True) -> None:
 
     Raises: DataError if the disk cannot be written.
     """
-    content = {"format": FORMAT_VERSION, **asdict(plan), "categories": tags_by_category(plan.categories)}
+    told = {"fingerprint": plan.fingerprint.content, "categories": tags_by_category(plan.categories)}
+    content = {"format": FORMAT_VERSION, **asdict(plan), **told}
     if not plan.categories:
         del content["categories"]
     write_sealed_json(plan_path(root, finished=finished), content)

@@ -9,10 +9,10 @@ import multiprocessing
 import posixpath
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from sumizome.data.byte_range import ByteRange
 from sumizome.data.image_rejected import ImageRejected
-from sumizome.data.picture_list import NameIndex, PictureList, Strings, path_names, stem, stem_names
+from sumizome.data.picture_list import NameIndex, Namesakes, PictureList, Strings, path_names, stem, stem_names
 from sumizome.data.records import Record, Row, build_record, parse_object, read_rows, row_keys
 from sumizome.data.rules import check_rating
 from sumizome.data.source_config import Columns, PictureRules
@@ -113,23 +113,34 @@ def match_table(matches: Matches, pictures: PictureList, table: Path, columns: C
     stems = NameIndex(pictures, stem_names)
     paths: NameIndex | None = None
     rows = read_rows(table, columns, stems.may_hold)
-    while batch := list(islice(rows, 1024)):
-        keys = [row_keys(row, columns) if isinstance(row, dict) else (None, set()) for _, row in batch]
-        names = [_normal(file) for file, _ in keys]
+    while batch := [(where, *_with_keys(row, columns)) for where, row in islice(rows, 1024)]:
+        names = [_normal(file) for _, _, file, _ in batch]
         if paths is None and any(names):
             paths = NameIndex(pictures, path_names)
         by_path = paths.find(names) if paths is not None else [[] for _ in names]
-        flat = [(at, name) for at, (_, group) in enumerate(keys) for name in group if not by_path[at]]
+        flat = [(at, name) for at, (*_, group) in enumerate(batch) for name in group if not by_path[at]]
         found: list[set[int]] = [set(places) for places in by_path]
         for (at, _), places in zip(flat, stems.find([name for _, name in flat]), strict=True):
             found[at].update(places)
-        for (where, row), mine in zip(batch, found, strict=True):
+        for (where, row, *_), mine in zip(batch, found, strict=True):
             if isinstance(row, ImageRejected):
                 matches.reject(where, row.reason, str(row))
             elif isinstance(row, int):
                 matches.unused += row
             else:
                 matches.add(sorted(mine), row, columns, where)
+
+
+def _with_keys(
+    row: Row | ImageRejected | int, columns: Columns
+) -> tuple[Row | ImageRejected | int, str | None, set[str]]:
+    """A row of a table, or what is wrong with it, and the names of its picture (`row_keys`)."""
+    if isinstance(row, ImageRejected | int):
+        return row, None, set()
+    try:
+        return row, *row_keys(row, columns)
+    except ImageRejected as error:
+        return error, None, set()
 
 
 def _normal(file: str | None) -> str | None:
@@ -202,42 +213,58 @@ def match_kohya(matches: Matches, pictures: PictureList, root: Path, table: Path
     """
     columns = replace(columns, separator=columns.separator or ",")
     paths = NameIndex(pictures, lambda path: {path, stem(path)})
-    stems = NameIndex(pictures, stem_names)
+    bare = _BareNames(pictures)
     rows = _kohya_rows(table)
     while batch := list(islice(rows, 1024)):
         names = [posixpath.normpath(name.replace("\\", "/")).removeprefix(f"{root.as_posix()}/") for name, _ in batch]
         with_path = paths.find(names)
         # Only of the others: a name such as 001.png may be in every folder, and all of these would be looked at.
-        bases = [None if places else posixpath.basename(name) for name, places in zip(names, with_path, strict=True)]
-        without_suffix = [base and stem(base) for base in bases]
-        found = zip(with_path, stems.find(bases), stems.find(without_suffix), strict=True)
-        for (name, row), (by_path, by_name, by_stem) in zip(batch, found, strict=True):
+        by_name = iter(bare.find([name for name, places in zip(names, with_path, strict=True) if not places]))
+        for (name, row), by_path in zip(batch, with_path, strict=True):
+            places, count = (_one_picture(pictures, by_path), len(by_path)) if by_path else next(by_name)
             where = f"{table.name}:{name}"
             if not isinstance(row, dict):
                 matches.reject(
                     where, "record_invalid", "expected an object with tags or caption, found something else."
                 )
-                continue
-            places = by_path or _nearest(pictures, name, by_name or by_stem)
-            if len(places) > 1 and len({stem(pictures.path(place)) for place in places}) > 1:
-                sentence = f"expected one picture of this name, found {len(places)}: name them with their folders."
+            elif count and not places:
+                sentence = f"expected one picture of this name, found {count}: name them with their folders."
                 matches.reject(where, "record_ambiguous", sentence)
             else:
                 matches.add(places, row, columns, where)
 
 
-def _nearest(pictures: PictureList, name: str, places: list[int]) -> list[int]:
-    """Those of some pictures that have the most folders in common with a path, counted from the file upwards."""
-    if len(places) < 2:
-        return places
-    folders = name.split("/")[-2::-1]
+def _one_picture(pictures: PictureList, places: list[int]) -> list[int]:
+    """The places if they are files of one picture, which differ in their suffix."""
+    return places if len(places) < 2 or len({stem(pictures.path(place)) for place in places}) == 1 else []
 
-    def common(place: int) -> int:
-        own = pictures.path(place).split("/")[-2::-1]
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(folders, own, strict=False)))
 
-    shared = [common(place) for place in places]
-    return [place for place, count in zip(places, shared, strict=True) if count == max(shared)]
+class _BareNames:
+    """The pictures by their file's name alone, with or without its suffix."""
+
+    def __init__(self, pictures: PictureList) -> None:
+        self._pictures, self._stems = pictures, NameIndex(pictures, stem_names)
+        self._namesakes: dict[str, Namesakes] = {}
+
+    def find(self, names: Sequence[str]) -> list[tuple[list[int], int]]:
+        """Of each name as `Namesakes.nearest`."""
+        bases = [posixpath.basename(name) for name in names]
+        wanted = dict.fromkeys([*bases, *map(stem, bases)]).keys() - self._namesakes.keys()
+        single: dict[str, list[int]] = {}
+        for base, places in zip(wanted, self._stems.find(list(wanted)), strict=True):
+            if len(places) > 1:
+                self._namesakes[base] = Namesakes(self._pictures, places)
+            elif places:
+                single[base] = places
+        return [self._find(name, base, single) for name, base in zip(names, bases, strict=True)]
+
+    def _find(self, name: str, base: str, single: Mapping[str, list[int]]) -> tuple[list[int], int]:
+        for each in (base, stem(base)):
+            if namesakes := self._namesakes.get(each):
+                return namesakes.nearest(name)
+            if each in single:
+                return single[each], 1
+        return [], 0
 
 
 def _kohya_rows(table: Path) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.matching import Matches
 from sumizome.data.picture_list import NameIndex, PictureList, path_names
-from sumizome.data.records import Record, Row, build_record, read_rows, row_keys
+from sumizome.data.records import Record, Row, build_record, read_rows, row_file
 from sumizome.data.source_config import Columns
 from sumizome.errors import ConfigError, DataError
 
@@ -85,7 +85,7 @@ def _read_line(row: Row | ImageRejected, columns: Columns, line: str, texts: boo
     """
     if isinstance(row, ImageRejected):
         raise row
-    file = row_keys(row, columns)[0]
+    file = row_file(row, columns)
     if file is None or (texts and not _says_something(row, columns)):
         expected = "file_name and text, caption or tags" if texts else "file_name"
         raise ImageRejected("metadata_invalid", f"expected {expected}, found another line.")

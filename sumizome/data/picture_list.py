@@ -7,7 +7,9 @@ with names that were listed; it is never a path.
 
 import posixpath
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "NameIndex", "Picture", "PictureList", "Strings", "path_names", "stem", "stem_names"]
+__all__ = ["BLOCK", "NameIndex", "Namesakes", "Picture", "PictureList", "Strings", "path_names", "stem", "stem_names"]
 
 BLOCK = 65_536
 """rows that become Python objects at a time"""
@@ -161,6 +163,46 @@ class NameIndex:
     def _bounds(self, names: Sequence[str | None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         hashes = np.fromiter((hash(name) for name in names), np.int64, len(names))
         return np.searchsorted(self._hashes, hashes, "left"), np.searchsorted(self._hashes, hashes, "right")
+
+
+class Namesakes:
+    """Pictures of one name in many folders, sorted by their folders from the file upwards: `001.png` of all series.
+
+    A search takes the logarithm of their number, where comparing with each would be quadratic over all records.
+    """
+
+    def __init__(self, pictures: PictureList, places: Iterable[int]) -> None:
+        rows = sorted((_upwards(stem(pictures.path(place))), place) for place in places)
+        self._keys, self._places = [key for key, _ in rows], [place for _, place in rows]
+
+    def nearest(self, path: str) -> tuple[list[int], int]:
+        """(places, rising, of the picture with the most folders in common with `path`, how many files have as many).
+
+        A picture may have several files, which differ in their suffix; of several pictures no place is told.
+        """
+        folders = _upwards(path).rpartition("/")[0] + "/" if "/" in path else ""
+        at = bisect_left(self._keys, folders)
+        # Of sorted texts the neighbours have the most in common with it.
+        shared = max((_shared(folders, key) for key in self._keys[max(0, at - 1) : at + 1]), key=len)
+        first, last = bisect_left(self._keys, shared), bisect_left(self._keys, shared + _LAST)
+        is_one = self._keys[first] == self._keys[last - 1]
+        return sorted(self._places[first:last]) if is_one else [], last - first
+
+
+_LAST = "\U0010ffff"
+"""sorts behind all that a name may hold"""
+
+
+def _upwards(path: str) -> str:
+    """`a/b/c` as `b/a/c`: the folders from the file upwards, then the file's name."""
+    *folders, name = path.split("/")
+    return "/".join([*reversed(folders), name])
+
+
+def _shared(folders: str, key: str) -> str:
+    """The folders, each with its slash, that both begin with."""
+    pairs = zip(folders.split("/")[:-1], key.split("/")[:-1], strict=False)
+    return "".join(f"{one}/" for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def stem(path: str) -> str:

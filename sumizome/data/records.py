@@ -21,12 +21,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sumizome.data.csv_table import check_columns, read_csv
 from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.source_config import Columns
 from sumizome.data.tags import normalise_tag
 from sumizome.errors import ConfigError, DataError
 
-__all__ = ["MAX_LINE", "Known", "Record", "Row", "build_record", "parse_object", "read_lines", "read_rows", "row_keys"]
+__all__ = [
+    "MAX_LINE",
+    "Known",
+    "Record",
+    "Row",
+    "build_record",
+    "parse_object",
+    "read_lines",
+    "read_rows",
+    "row_file",
+    "row_keys",
+]
 
 MAX_LINE = 2**20
 """characters of one line of metadata"""
@@ -98,11 +110,47 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 """JSON may hold one: a text that was cut in the middle of an emoji"""
 
 
+def row_file(row: Row, columns: Columns) -> str | None:
+    """The path of its file, as the row tells it; untrusted."""
+    file = _find(row, columns.file)
+    return file if isinstance(file, str) and file else None
+
+
 def row_keys(row: Row, columns: Columns) -> tuple[str | None, set[str]]:
-    """(path of its file, stems that its file may have) as the row tells them; untrusted."""
-    file, found = _find(row, columns.file), (_find(row, columns.id), _find(row, columns.md5))
-    stems = {str(key).strip() for key in found if isinstance(key, str | int) and not isinstance(key, bool)}
-    return file if isinstance(file, str) and file else None, stems | {stem.lower() for stem in stems} - {""}
+    """(path of its file, stems that its file may have) as the row tells them; untrusted.
+
+    Raises: ImageRejected("record_invalid") where nothing but an id could name the file, and that is no whole number.
+    """
+    file, number, md5 = row_file(row, columns), _find(row, columns.id), _find(row, columns.md5)
+    stems = _stems(number) | _stems(md5)
+    if file is None and not stems and isinstance(number, float | Decimal):
+        raise ImageRejected(
+            "record_invalid",
+            f"expected an id that is a whole number or text, found {number}: write the ids as integers "
+            '(pandas: astype("Int64")) or as text.',
+        )
+    return file, stems
+
+
+def _stems(key: Any) -> set[str]:
+    """What a file may be called after an id or md5. 123.0 is 123: one missing id makes all of a column floats."""
+    if isinstance(key, float | Decimal):
+        return {whole} if (whole := _whole(key)) else set()
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        return set()
+    text = str(key).strip()
+    return {text, text.lower(), _WHOLE_TEXT.sub(r"\1", text)} - {""}
+
+
+_WHOLE = r"^([0-9]+)\.0+$"
+_WHOLE_TEXT = re.compile(_WHOLE)
+
+
+def _whole(number: float | Decimal) -> str | None:
+    """Its digits, if it is a whole number; of a float beyond 2^53 the last ones are lost."""
+    if not math.isfinite(number) or int(number) != number or (isinstance(number, float) and abs(number) >= 2**53):
+        return None
+    return str(int(number))
 
 
 def _find(row: Row, names: tuple[str, ...]) -> Any:
@@ -200,7 +248,7 @@ def read_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str,
                 yield from _parquet_rows(path, columns, known)
             case ".csv":
                 with path.open(encoding="utf-8-sig", newline="") as file:
-                    for number, row in enumerate(csv.DictReader(file), start=2):
+                    for number, row in enumerate(read_csv(file, path), start=2):
                         yield f"{path.name}:{number}", _csv_row(row)
             case suffix:
                 raise ConfigError(f"records: expected a .jsonl, .parquet or .csv file, found {suffix or path.name}.")
@@ -239,6 +287,7 @@ def _csv_row(row: Mapping[str | None, Any]) -> Row | ImageRejected:
 def _parquet_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[str, Row | int]]:
     with pq.ParquetFile(path) as file:
         present = file.schema_arrow.names
+        check_columns(present, path)
         needed = [name for name in present if name in _top_level(columns)]
         if not {name.partition(".")[0] for name in (*columns.file, *columns.id, *columns.md5)} & set(needed):
             raise DataError(f"expected a column that names files (file, id or md5) in {path}, found {present}.")
@@ -274,14 +323,29 @@ def _names_a_file(batch: pa.RecordBatch, columns: Columns, known: Known) -> pa.A
         if name.partition(".")[0] not in batch.schema.names:
             continue
         column = batch.column(name.partition(".")[0])
-        is_key = name not in columns.file and (pa.types.is_integer(column.type) or _is_text(column.type))
-        if not is_key:  # a path, or nested: looked at row by row
+        if name in columns.file or not _is_key(column.type):  # a path, or nested: looked at row by row
             return pa.array([True] * len(batch))
-        keys = column.cast(pa.string()).to_pylist()
+        if _is_fractional(column.type):
+            numbers = column.to_pylist()
+            keys = [None if number is None else _whole(number) for number in numbers]
+            # What is no whole number is told of, so it must get through.
+            named |= [number is not None and key is None for number, key in zip(numbers, keys, strict=True)]
+        else:
+            keys = column.cast(pa.string()).to_pylist()
         named |= known(keys)
         if _is_text(column.type):
             named |= known([key and key.lower() for key in keys])
+            if pc.any(pc.match_substring_regex(column, _WHOLE)).as_py():
+                named |= known([key and _WHOLE_TEXT.sub(r"\1", key) for key in keys])
     return pa.array(named)
+
+
+def _is_key(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or _is_fractional(kind) or _is_text(kind))
+
+
+def _is_fractional(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_decimal(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

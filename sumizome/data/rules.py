@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sumizome.data.csv_table import read_csv
 from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.records import Record
 from sumizome.data.source_config import PictureRules, TagLists
@@ -89,7 +90,7 @@ class DerivedTags:
         return Counter({pair: count for pair, count in found.items() if pair[0]})
 
     def _year_tag(self, year: int) -> str:
-        return self.year.replace("{year}", str(year)) if year else ""
+        return normalise_tag(self.year.replace("{year}", str(year))) if year else ""
 
 
 def derive_tags(scores: NDArray[np.float64], years: NDArray[np.int16], rules: PictureRules) -> DerivedTags:
@@ -170,7 +171,7 @@ def _load_pairs(path: Path) -> list[tuple[str, str]]:
     """The (antecedent, consequent) pairs of a booru's list; where it has a status, the active ones."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = read_csv(file, path)
             if missing := {"antecedent_name", "consequent_name"} - set(rows.fieldnames or ()):
                 raise DataError(f"expected a column {sorted(missing)[0]} in {path}, found {rows.fieldnames}.")
             active = [row for row in rows if (row.get("status") or "").strip() in ("", "active")]

@@ -1,12 +1,13 @@
 """The table of tags as a CSV that people read and edit and training reads back, and what weighting does by frequency.
 
 Owns the file and the summary; counts and weights are `tags`'. Invariant: a table that is written and loaded gives back
-its weights to the last bit and its tags to the last sign, also those that a spreadsheet would take for formulas.
+its weights to the last bit and its tags to the last sign, also those that a spreadsheet would take for formulas. A tag
+may be typed with underscores: it is spelt as ingest spells it.
 """
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +15,24 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from sumizome.data.csv_table import unguard, write_csv
-from sumizome.data.tags import MAX_TAG_LENGTH
+from sumizome.data.csv_table import read_csv, unguard, write_csv
+from sumizome.data.listing import printable
+from sumizome.data.tags import MAX_TAG_LENGTH, normalise_tag
 from sumizome.errors import DataError
 
-__all__ = ["FrequencyClass", "TagTable", "frequency_classes", "load_tag_table", "with_tag_table", "write_tag_table"]
+__all__ = [
+    "FrequencyClass",
+    "TagTable",
+    "frequency_classes",
+    "load_tag_table",
+    "unused_rows",
+    "with_tag_table",
+    "write_tag_table",
+]
 
 _COLUMNS = ["tag", "category", "count", "weight", "effective"]
+_NAMED = 3
+"""tags of rows without effect that are named"""
 
 
 @dataclass(frozen=True)
@@ -53,19 +65,19 @@ def with_tag_table(
 
 
 def load_tag_table(path: Path) -> TagTable:
-    """The tags' weights and categories; of the columns, `tag` and `weight` must be there.
+    """The tags' weights and categories, spelt as in a manifest; of the columns, `tag` and `weight` must be there.
 
-    Raises: DataError naming the line: a weight that is not positive and finite, a tag twice.
+    Raises: DataError naming the line: a weight that is not positive and finite, a tag twice (in either spelling).
     """
     weights: dict[str, float] = {}
     categories: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = read_csv(file, path)
             if missing := {"tag", "weight"} - set(rows.fieldnames or ()):
                 raise DataError(f"expected a column {sorted(missing)[0]} in {path}, found {rows.fieldnames}.")
             for row in rows:
-                tag, where = unguard(row["tag"] or ""), f"{path}, line {rows.line_num}"
+                tag, where = normalise_tag(unguard(row["tag"] or "")), f"{path}, line {rows.line_num}"
                 if not tag or len(tag) > MAX_TAG_LENGTH or tag in weights:
                     raise DataError(f"{where}: expected each tag once, found {tag[:80]!r}.")
                 weights[tag] = _weight(row["weight"] or "", where)
@@ -74,6 +86,18 @@ def load_tag_table(path: Path) -> TagTable:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"expected a CSV of tags in UTF-8, found {path} unreadable: {error}.") from error
     return TagTable(weights, categories)
+
+
+def unused_rows(path: Path | None, given: Mapping[str, float] | None, vocabulary: Iterable[str]) -> list[str]:
+    """One line on the rows at `path` that name no tag of a data set, and so have no effect; none if all name one."""
+    if not given or not (unused := given.keys() - set(vocabulary)):
+        return []
+    named = [printable(tag) for tag in given if tag in unused][:_NAMED]
+    more = ", …" if len(unused) > _NAMED else ""
+    return [
+        f"{len(unused):,} of the {len(given):,} rows of {path} have no effect: no picture has such a tag "
+        f"({', '.join(named)}{more})"
+    ]
 
 
 def _weight(text: str, where: str) -> float:

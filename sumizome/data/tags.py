@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sumizome.data.csv_table import read_csv
 from sumizome.data.tag_codes import CodedTags, code_tags
 from sumizome.errors import ConfigError, DataError
 
@@ -122,7 +123,7 @@ def load_tag_categories(path: Path) -> dict[str, str]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = read_csv(file, path)
             if missing := {"tag", "category"} - set(rows.fieldnames or ()):
                 raise DataError(f"expected columns tag and category in {path}, found no {sorted(missing)[0]!r}.")
             pairs = ((normalise_tag(row["tag"] or ""), (row["category"] or "").strip()) for row in rows)

@@ -19,7 +19,7 @@ from sumizome.data.ingest import available_cores
 from sumizome.data.manifest import ARCHIVE_VERSION, ManifestRows
 from sumizome.data.stored_manifest import open_manifest
 from sumizome.data.tag_codes import code_parts
-from sumizome.data.tag_table import with_tag_table
+from sumizome.data.tag_table import unused_rows, with_tag_table
 from sumizome.data.tags import TagWeightConfig, weigh
 from sumizome.errors import ConfigError
 from sumizome.report.cache import Cache, describe_cache
@@ -104,7 +104,8 @@ def build_data_report(
     cache = describe_cache(latents, manifest.sources, manifest.digest, vae_digest) if latents else None
     table, max_error = _canvases(config, cache)
     buckets = describe_buckets(manifest, table, max_error)
-    weights = describe_weights(weighed.images, config.weights)
+    unused = unused_rows(config.weights.table, given, weighed.tags["tag"].to_pylist())
+    weights = describe_weights(weighed.images, config.weights, unused)
     tags = describe_tags(weighed.tags, pictures.showings, config.weights.min_count)
     progress("tokens")
     tokens = describe_tokens(manifest, config.captions, categories, config.max_chunks, config.token_sample)

@@ -125,9 +125,11 @@ class Weights:
     lightest: list[int]
     """rows of the manifest"""
     heaviest: list[int]
+    unused: list[str]
+    """as of `tag_table.unused_rows`"""
 
 
-def describe_weights(weights: NDArray[np.float64], config: TagWeightConfig) -> Weights:
+def describe_weights(weights: NDArray[np.float64], config: TagWeightConfig, unused: list[str]) -> Weights:
     """The distribution and the extremes of the weights of all pictures."""
     low, high = config.min_weight, config.max_weight
     edges = np.geomspace(low, high, 25)
@@ -148,6 +150,7 @@ def describe_weights(weights: NDArray[np.float64], config: TagWeightConfig) -> W
         ),
         lightest=_extremes(weights, 4),
         heaviest=_extremes(-weights, 4),
+        unused=unused,
     )
 
 

@@ -3,6 +3,7 @@
 Takes the config apart; nothing below sees more of it than its own part. Every rank builds the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import BatchLoader, build_loader
 from sumizome.data.shard_cache import CacheConfig
 from sumizome.data.store import is_remote
+from sumizome.data.tag_table import load_tag_table, unused_rows
 from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
 from sumizome.distributed.parallelize import Parallel, parallelize, put_shard, resolve_strategy
@@ -70,12 +72,18 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Deno
     config = _with_absolute_paths(config)
     check_combinations(config, ranks)  # before anything is loaded
     trainer = _new_trainer(config, ranks)
-    loader = trainer.loader
-    told = {
-        "data": data_facts(loader.loaders if isinstance(loader, StagedLoader) else [loader]),
-        **table_digest(config.tag_weights.table),
-    }
-    return trainer, go_on(trainer, told, partial(_check_origin, trainer), partial(write_readme, config))
+    loaders = trainer.loader.loaders if isinstance(trainer.loader, StagedLoader) else [trainer.loader]
+    told = {"data": data_facts(loaders), **table_digest(config.tag_weights.table)}
+    warnings = go_on(trainer, told, partial(_check_origin, trainer), partial(write_readme, config))
+    return trainer, [*_unused_rows(config.tag_weights.table, loaders), *warnings]
+
+
+def _unused_rows(table: Path | None, loaders: Sequence[BatchLoader]) -> list[str]:
+    """Of the tag table, over the latents of all stages."""
+    if table is None:
+        return []
+    vocabulary = {tag for loader in loaders for tag in loader.cache.index.vocabulary.tolist()}
+    return unused_rows(table, load_tag_table(table).weights, vocabulary)
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:

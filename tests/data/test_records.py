@@ -118,8 +118,8 @@ NAMES = sorted({"id", "md5", "tags", "score", "rating", "created_at", "caption",
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # the first draw builds tables of letters
 @given(st.dictionaries(st.sampled_from(NAMES), JSON))
 def test_no_row_is_more_than_refused(row: dict[str, Any]) -> None:
-    row_keys(row, Columns())
     try:
+        row_keys(row, Columns())
         record = build_record(row, Columns(), "x")
     except ImageRejected:
         return

@@ -12,7 +12,7 @@ from test_source_kinds import write_lines
 from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.ingest import ingest
 from sumizome.data.records import Record
-from sumizome.data.rules import TagRewriter, check_rating, derive_tags, load_tag_rewriter
+from sumizome.data.rules import YEAR, TagRewriter, check_rating, derive_tags, load_tag_rewriter
 from sumizome.data.source_config import PictureRules, SourceConfig, TagLists
 from sumizome.data.tags import MAX_TAGS, ParsedTags
 from sumizome.errors import ConfigError, DataError
@@ -66,6 +66,8 @@ def test_the_year_tag_is_spelt_as_told() -> None:
     assert texts([record(year=2021), record()], rules) == ["year 2021", ""]
     both = PictureRules(year="year {year}", quality=QUALITY)
     assert texts([record(1.0, 2021), record(2.0), record()], both) == ["good, year 2021", "good", ""]
+    typed = derive_tags(np.array([1.0]), np.array([2021], np.int16), PictureRules(year="year_{year}"))
+    assert typed.counts == {("year 2021", YEAR): 1}, "its category is that of the tag as it is stored"
 
 
 @pytest.mark.parametrize(

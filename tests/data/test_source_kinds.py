@@ -3,19 +3,23 @@
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_ingest import draw, reasons, rows
 
 from sumizome.cli import ingest as cli
 from sumizome.data import matching
 from sumizome.data.ingest import IngestResult, ingest, ingest_to
 from sumizome.data.manifest import load_manifest
-from sumizome.data.picture_list import Picture
+from sumizome.data.picture_list import Namesakes, Picture, stem
 from sumizome.data.source_config import Columns, PictureRules, SourceConfig
 from sumizome.data.source_file import load_sources
 from sumizome.data.sources import scan_source
@@ -66,6 +70,41 @@ def test_a_booru_dump_finds_its_pictures_by_id_and_md5_in_any_folder(tmp_path: P
     assert (again.rejects, again.records_unused) == (result.rejects, 1)
 
 
+@pytest.mark.parametrize("table", ["p.parquet", "decimal.parquet", "text.parquet", "p.csv", "p.jsonl"])
+def test_ids_that_pandas_made_floats_of_are_whole_numbers(tmp_path: Path, table: str) -> None:
+    """One id that is missing, and 12 is written as 12.0."""
+    root, floats = tmp_path / "images", pa.array([12.0, None, 13.0, 99.0], pa.float64())
+    for number in (12, 13):
+        draw(root / f"{number}.png", number)
+    ids = {"decimal.parquet": pa.decimal128(20, 2), "text.parquet": pa.string()}.get(table)
+    texts = pa.array(["12.0", None, "13.0", "99.0"])
+    column = texts if table == "text.parquet" else floats.cast(ids) if ids else floats
+    rows = pa.table({"id": column, "tags": ["twelve", "lost", "thirteen", "away"]})
+    if table.endswith("parquet"):
+        pq.write_table(rows, tmp_path / table)
+    elif table == "p.csv":
+        (tmp_path / table).write_text("id,tags\n12.0,twelve\n,lost\n13.0,thirteen\n99.0,away\n")
+    else:
+        write_lines(tmp_path / table, rows.to_pylist())
+    result = run(SourceConfig(root, "booru", tmp_path / table))
+    assert tags(result) == {"12.png": ["twelve"], "13.png": ["thirteen"]}
+    assert (result.rejects, result.records_unused) == ([], 2)
+
+
+def test_an_id_that_is_no_whole_number_is_told_by_line(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    digest = md5(draw(root / "12.png", 1))
+    ids = [12.0, float("nan"), 12.5, 2.0**60, float("nan")]
+    table = pa.table({"id": ids, "md5": [None] * 4 + [digest], "tags": ["a"] * 5})
+    pq.write_table(table, tmp_path / "p.parquet")
+    result = run(SourceConfig(root, "booru", tmp_path / "p.parquet"))
+    assert tags(result) == {"12.png": ["a"]}
+    assert reasons(result) == dict.fromkeys([f"p.parquet:{row}" for row in (2, 3, 4)], "record_invalid")
+    told = {reject.path: reject.sentence for reject in result.rejects}
+    assert "whole number or text, found nan: write the ids as integers" in told["p.parquet:2"]
+    assert result.records_unused == 1, "the last row has an md5, by which no file is called"
+
+
 def test_names_in_records_select_files_and_are_never_opened(tmp_path: Path) -> None:
     root = tmp_path / "images"
     draw(root / "a" / "good.png", 1)
@@ -81,11 +120,12 @@ def test_names_in_records_select_files_and_are_never_opened(tmp_path: Path) -> N
     ]
     content: list[dict[str, Any]] = [{"file_name": name, "tags": "out"} for name in names]
     content += [{"id": name, "tags": "out"} for name in ("../secret", "/etc/passwd", "..", True, None, 1.5, ["x"])]
+    fraction = content.index({"id": 1.5, "tags": "out"}) + 1
     content += [{"file_name": ".\\a\\good.png", "tags": "mine"}, {"file_name": "a/good.png", "tags": "again"}]
     result = run(SourceConfig(root, "booru", write_lines(tmp_path / "x.jsonl", content)))
     assert tags(result) == {"a/good.png": ["mine"]}
-    assert reasons(result) == {f"x.jsonl:{len(content)}": "record_twice"}
-    assert result.records_unused == len(content) - 2
+    assert reasons(result) == {f"x.jsonl:{fraction}": "record_invalid", f"x.jsonl:{len(content)}": "record_twice"}
+    assert result.records_unused == len(content) - 3
 
 
 def test_gallery_dl_sidecars(tmp_path: Path) -> None:
@@ -317,18 +357,44 @@ def test_sidecars_read_by_many_processes_say_what_one_reads(tmp_path: Path, monk
     assert (len(one), len(one.rejects), one.categories) == (34, 6, two.categories)
 
 
-def test_kohya_names_found_by_path_are_not_looked_for_in_every_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def listed(paths: Sequence[str]) -> matching.PictureList:
     pictures = matching.PictureList()
-    names = [f"{folder}/{number}.png" for folder in range(20) for number in range(20)]
-    for name in names:
-        pictures.add(Picture(name, 1, 1))
+    for path in paths:
+        pictures.add(Picture(path, 1, 1))
     pictures.close()
+    return pictures
+
+
+@pytest.mark.parametrize("moved", ["", "/another/machine/"])
+def test_kohya_names_are_not_compared_with_every_folder(monkeypatch: pytest.MonkeyPatch, moved: str) -> None:
+    names = [f"{folder}/{number}.png" for folder in range(100) for number in range(4)]
+    pictures = listed(names)
     looked: list[int] = []
     path = matching.PictureList.path
     monkeypatch.setattr(matching.PictureList, "path", lambda self, place: (looked.append(place), path(self, place))[1])
-    rows = [(name, {"tags": "a"}) for name in names]
+    rows = [(moved + name, {"tags": name.replace("/", " of ")}) for name in reversed(names)]
     monkeypatch.setattr(matching, "_kohya_rows", lambda table: iter(rows))
     matches = matching.Matches(len(names), PictureRules())
     matching.match_kohya(matches, pictures, Path("/nowhere"), Path("meta.json"), Columns())
-    assert (matches.place >= 0).all()
-    assert len(looked) == len(names)  # not 20 times as many
+    texts = matches.texts.close().to_pylist()
+    assert [texts[row] for row in matches.place] == [path(pictures, at).replace("/", " of ") for at in range(400)]
+    assert len(looked) <= 2 * len(names)  # not 100 times as many
+
+
+folder_names = st.lists(st.sampled_from(["a", "b", "ab", "c "]), max_size=4)
+
+
+@given(st.lists(st.tuples(folder_names, st.sampled_from(["x.png", "x.webp", "X.png"])), min_size=1), folder_names)
+def test_the_nearest_namesake_is_the_one_that_comparing_with_all_finds(
+    files: list[tuple[list[str], str]], wanted: list[str]
+) -> None:
+    def common(path: str) -> int:
+        pairs = zip(path.split("/")[-2::-1], wanted[::-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    paths = sorted({"/".join([*folders, name]) for folders, name in files})
+    found, count = Namesakes(listed(paths), range(len(paths))).nearest("/".join([*wanted, "x.png"]))
+    best = max(map(common, paths))
+    nearest = [place for place, path in enumerate(paths) if common(path) == best]
+    assert count == len(nearest)
+    assert found == (nearest if len({stem(paths[place]) for place in nearest}) == 1 else [])

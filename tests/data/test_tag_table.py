@@ -17,8 +17,8 @@ from sumizome.data.ingest import ingest_to
 from sumizome.data.latents import LatentCache
 from sumizome.data.manifest import SCHEMA, Manifest, write_manifest
 from sumizome.data.source_config import SourceConfig
-from sumizome.data.tag_table import frequency_classes, load_tag_table, write_tag_table
-from sumizome.data.tags import TagWeightConfig, tag_loss_weights, tag_statistics
+from sumizome.data.tag_table import frequency_classes, load_tag_table, unused_rows, write_tag_table
+from sumizome.data.tags import TagWeightConfig, normalise_tag, tag_loss_weights, tag_statistics
 from sumizome.errors import ConfigError, DataError
 
 __all__ = ["cache"]
@@ -78,7 +78,7 @@ weights = st.floats(1e-300, 1e300)
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.dictionaries(texts, st.tuples(texts, weights), max_size=8))
+@given(st.dictionaries(texts.map(normalise_tag).filter(bool), st.tuples(texts, weights), max_size=8))
 def test_any_tag_and_weight_survive(
     tmp_path_factory: pytest.TempPathFactory, entries: dict[str, tuple[str, float]]
 ) -> None:
@@ -107,6 +107,7 @@ def test_any_tag_and_weight_survive(
         ("tag,weight\na,", "above 0"),
         ("tag,weight\na", "above 0"),
         ("tag,weight\na,1\na,2", "each tag once, found 'a'"),
+        ("tag,weight\nlong hair,1\nlong_hair,2", "line 3: expected each tag once, found 'long hair'"),
         ("tag,weight\n,1", "each tag once"),
         ("", "a column tag"),
     ],
@@ -118,6 +119,21 @@ def test_an_edit_that_cannot_be_is_named_by_line(tmp_path: Path, text: str, comp
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(DataError, match="unreadable"):
             load_tag_table(path)
+
+
+def test_a_tag_typed_with_underscores_is_the_one_that_ingest_stored(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("tag,category,weight\nlong_hair,body,0.5\n o_o ,face,2\nhatsune__miku,character,3\n")
+    read = load_tag_table(path)
+    assert read.weights == {"long hair": 0.5, "o_o": 2.0, "hatsune miku": 3.0}
+    assert read.categories == {"long hair": "body", "o_o": "face", "hatsune miku": "character"}
+
+
+def test_rows_that_no_picture_has_are_told_in_one_line() -> None:
+    path, given = Path("t.csv"), {"a": 1.0, "b\u202e": 1.0, "c": 1.0, "d": 1.0, "e": 1.0}
+    (line,) = unused_rows(path, given, ["a"])
+    assert line == "4 of the 5 rows of t.csv have no effect: no picture has such a tag (b\\u202e, c, d, …)"
+    assert unused_rows(path, given, [*given, "f"]) == unused_rows(None, None, ["a"]) == []
 
 
 # --- training reads it ------------------------------------------------------------------------------------------------
@@ -174,6 +190,10 @@ def test_the_command_shows_categories_and_frequencies_and_spares_edits(
     assert load_tag_table(tmp_path / "t.csv").categories["artist one"] == "artist"
     with pytest.raises(ConfigError, match="perhaps edited"):
         cli.run(command)
+    (tmp_path / "typed.csv").write_text("tag,weight\nartist_one,3\nartist_two,3\n")
+    cli.run(cli.Command(tmp_path / "m.parquet", weights=TagWeightConfig(table=tmp_path / "typed.csv")))
+    printed = capsys.readouterr().out
+    assert f"1 of the 2 rows of {tmp_path}/typed.csv have no effect: no picture has such a tag (artist two)" in printed
     cli.run(cli.Command(tmp_path / "m.parquet", tmp_path / "t.csv", replace=True))
     assert "weighting is off" in capsys.readouterr().out
     for out, complaint in [(tmp_path / "t.txt", r"\.csv"), (source / "t.csv", "never written")]:

@@ -146,6 +146,15 @@ def test_the_figures_are_those_of_the_pictures(folder: Path) -> None:
         assert words in said
 
 
+def test_rows_of_a_tag_table_without_effect_are_a_finding(folder: Path) -> None:
+    table = folder / "typed.csv"
+    table.write_text("tag,weight\na_very_long_tag_number_1,2\nno_such_tag,2\n")
+    config = ReportConfig(BucketConfig(64, 16), weights=TagWeightConfig(table=table), workers=0)
+    facts = build_data_report(folder / "m.parquet", load_manifest(folder / "m.parquet"), config)
+    (found,) = (finding for finding in facts["findings"] if "no effect" in finding.what)
+    assert found.what.startswith("1 of the 2 rows") and "(no such tag)" in found.what and found.section == "weights"
+
+
 def test_the_page_on_real_pictures_is_inert_and_shows_them(folder: Path) -> None:
     write_data_report(folder / "m.parquet", folder / "r.html", ReportConfig(BucketConfig(64, 16), workers=1))
     root = parse((folder / "r.html").read_text(encoding="utf-8"))

@@ -210,17 +210,25 @@ def test_what_would_train_something_else_is_refused(config: TrainConfig, tmp_pat
     assert [report.steps_done for report in train(allowed)] == [2]
 
 
+def test_rows_of_a_tag_table_without_effect_are_told_when_training_begins(config: TrainConfig, tmp_path: Path) -> None:
+    table = tmp_path / "tags.csv"
+    table.write_text("tag,weight\nshape_1,2.0\nshap_2,2.0\n", "utf-8")
+    trainer, warnings = build_trainer(replace(config, tag_weights=TagWeightConfig(table=table)))
+    assert warnings == [f"1 of the 2 rows of {table} have no effect: no picture has such a tag (shap 2)"]
+    assert trainer.loader.tag_weight.std() > 0, "the row with an underscore has one"
+
+
 def test_an_edited_tag_table_is_refused_on_resuming(config: TrainConfig, tmp_path: Path) -> None:
     table = tmp_path / "tags.csv"
-    table.write_text("tag,category,weight\na tag,general,2.0\n", "utf-8")
+    table.write_text("tag,category,weight\nshape_1,general,2.0\n", "utf-8")
     config = replace(config, steps=2, tag_weights=TagWeightConfig(table=table))
     train(config, until=1)
     environment = json.loads((config.run_dir / "environment.json").read_text())
     assert environment["tag_table_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
-    table.write_text("tag,category,weight\na tag,general,1.0\n", "utf-8")
+    table.write_text("tag,category,weight\nshape_1,general,1.0\n", "utf-8")
     with pytest.raises(ConfigError, match="tag_weights was edited since"):
         train(config)
-    table.write_text("tag,category,weight\na tag,general,2.0\n", "utf-8")
+    table.write_text("tag,category,weight\nshape_1,general,2.0\n", "utf-8")
     assert [report.steps_done for report in train(config)] == [2]
 
 
