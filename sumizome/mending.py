@@ -31,6 +31,7 @@ from sumizome.models.networks import build_network
 from sumizome.models.one_step import StepSource
 from sumizome.models.prediction_marks import prediction_markers
 from sumizome.models.sdxl import SDXLModel
+from sumizome.models.stored_names import unet_prefix_left_out
 from sumizome.models.tensor_writer import TensorJob, job_of, write_tensors
 
 __all__ = ["Mended", "Source", "mend_model", "open_source", "write_copy"]
@@ -100,9 +101,8 @@ def _open_networks(findings: Findings, config: MendConfig) -> list[Network]:
         if findings.layout == "folder":
             networks.append(network_from_folder(part.name, findings.path / part.name))
         else:
-            prefix = NETWORK_PREFIXES[part.name]
-            bare = findings.layout == "unet" and not any(n.startswith(prefix) for n in findings.headers[0].tensors)
-            networks.append(network_from_file(part.name, findings.path, strip=prefix if bare else ""))
+            strip = unet_prefix_left_out(findings.headers[0].tensors)
+            networks.append(network_from_file(part.name, findings.path, strip))
     if config.vae is not None:
         networks.insert(1, _fitting_vae(findings, config.vae))
     return networks
