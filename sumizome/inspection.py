@@ -21,7 +21,7 @@ from sumizome.models.infer_config import Shapes, file_config
 from sumizome.models.key_map import NETWORK_PREFIXES, native_name
 from sumizome.models.prediction_marks import sidecar_of
 from sumizome.models.scheduler_config import StatedSchedule, read_scheduler_config
-from sumizome.models.stored_names import HARMLESS, layout_names, unet_prefix_left_out
+from sumizome.models.stored_names import HARMLESS, layout_names, short_clip_names, unet_prefix_left_out
 from sumizome.models.tensor_header import TensorHeader, read_header
 from sumizome.programs import FolderScheduler, Layout, ModelFacts, Seen, Verdict, verdicts
 
@@ -76,6 +76,11 @@ def _inspect_file(path: Path) -> Findings:
     owned = {own for name, own in layout_names(shapes, prefix).items() if name.startswith(_PREFIXES)}
     rest = [name for name in shapes if name not in owned]
     problems += [names_problem("tensors of unknown use", [name for name in rest if not HARMLESS.fullmatch(name)])]
+    if short_clip_names(shapes):
+        problems.append(
+            'the names of text_encoder lack "text_model.", as transformers 5 has them: programs that look for the '
+            "layout's own find no encoder; mend writes those."
+        )
     if any(name.startswith("model_ema.") for name in rest):
         size = sum(header.tensors[name].stop - header.tensors[name].start for name in rest)
         problems.append(f"holds a second, averaged U-Net that no program reads ({readable_size(size)}): mend drops it.")

@@ -168,6 +168,19 @@ def test_a_unet_alone_is_written_without_prefix_beside_its_marks(bare: Path, tmp
         mend_model(tmp_path / "u.safetensors", tmp_path / "folder", TOLD)
 
 
+def test_short_names_of_the_first_encoder_become_the_layouts_own(bare: Path, tiny: SDXLModel, tmp_path: Path) -> None:
+    prefix = "conditioner.embedders.0.transformer."
+    before = load_file(bare)
+    short = {name.replace(f"{prefix}text_model.", prefix): tensor for name, tensor in before.items()}
+    save_file(short, tmp_path / "s.safetensors")
+    for out in (
+        mend_model(tmp_path / "s.safetensors", tmp_path / "m.safetensors", TOLD).path,
+        merge_weighted([tmp_path / "s.safetensors"] * 2, [1.0, 1.0], tmp_path / "n.safetensors", TOLD).mended.path,
+    ):
+        assert set(load_file(out)) == set(before) | set(MARKS) and inspect_model(out).problems == ()
+        same_weights(out, tiny)
+
+
 # --- dtypes and VAEs -------------------------------------------------------------------------------------------------
 
 

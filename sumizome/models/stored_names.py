@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 
 from sumizome.models.key_map import NETWORK_PREFIXES
 
-__all__ = ["HARMLESS", "layout_names", "unet_prefix_left_out"]
+__all__ = ["HARMLESS", "layout_names", "short_clip_names", "unet_prefix_left_out"]
 
 HARMLESS = re.compile(
     r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_max|alphas_cumprod\w*|betas|log_one_minus_\w+|posterior_\w+|sqrt_\w+|model_ema\..*|denoiser\.sigmas"
@@ -23,7 +23,21 @@ def layout_names(names: Iterable[str], strip: str = "") -> dict[str, str]:
 
     `strip`: the part of the layout's names that this file leaves out, in front.
     """
-    return {strip + name: name for name in names if not HARMLESS.fullmatch(name)}
+    own = {strip + name: name for name in names if not HARMLESS.fullmatch(name)}
+    short = short_clip_names(own)
+    return {_CLIP + name.removeprefix(_SHORT_CLIP) if name in short else name: own[name] for name in own}
+
+
+_CLIP = NETWORK_PREFIXES["text_encoder"]
+_SHORT_CLIP = _CLIP.removesuffix("text_model.")
+
+
+def short_clip_names(names: Collection[str]) -> set[str]:
+    """Those of the first text encoder that lack "text_model.", as transformers 5 names them; the layout has it."""
+    parts = tuple(_SHORT_CLIP + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
+    own = {name for name in names if not HARMLESS.fullmatch(name)}
+    whole = any(name.startswith(_CLIP) for name in own)
+    return set() if whole else {name for name in own if name.startswith(parts)}
 
 
 def unet_prefix_left_out(names: Collection[str]) -> str:
