@@ -104,6 +104,8 @@ def test_a_model_that_says_it_needs_no_flags_and_a_wrong_mark_is_overruled_by_on
         ((), {}, MendConfig("v"), "--zero-terminal-snr .* or --no-zero-terminal-snr"),
         (("v_pred",), {}, MendConfig(), "does not say .* --zero-terminal-snr"),
         (("v_pred",), {"modelspec.prediction_type": "epsilon"}, MendConfig(), "contradicts .* --prediction"),
+        (("v_pred",), {"modelspec.prediction_type": "v-zsnr"}, MendConfig(), "contradicts itself .* --zero-terminal-s"),
+        (("v_pred", "ztsnr"), {"ss_zero_terminal_snr": "False"}, MendConfig(), "contradicts itself .* --zero-termin"),
         ((), {"prediction_type": "epsilon"}, MendConfig(zero_terminal_snr=True), "needs v-prediction"),
         ((), {}, MendConfig("epsilon", True), "needs v-prediction"),
     ],
@@ -116,6 +118,26 @@ def test_what_nothing_tells_is_asked_for_in_one_line(
     with pytest.raises(ConfigError, match=words):
         mend_model(source, out, config)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("marks", [("v_pred",), ("v_pred", "ztsnr")])
+@pytest.mark.parametrize("answer", [True, False])
+def test_marks_and_metadata_that_differ_on_the_schedule_are_told_and_settled(
+    bare: Path, tmp_path: Path, marks: tuple[str, ...], answer: bool
+) -> None:
+    """v_pred alone beside "v-zsnr" was read without pure noise, and its copy said pure noise, unasked."""
+    marked = len(marks) == 2
+    metadata = {"ss_zero_terminal_snr": "False"} if marked else {"modelspec.prediction_type": "v-zsnr"}
+    source = tmp_path / "s.safetensors"
+    save_file(load_file(bare) | {mark: torch.tensor([]) for mark in marks}, source, metadata=metadata)
+    findings = inspect_model(source)
+    assert findings.zero_terminal_snr == load_model(source, components=()).schedule_config.zero_terminal_snr == marked
+    (problem,) = findings.problems
+    assert f"metadata {next(iter(metadata))} (" in problem and "--no-zero-terminal-snr settles it" in problem
+    assert ("v_pred stands without ztsnr" in problem) == (not marked)
+    mended = inspect_model(mend_model(source, tmp_path / "m.safetensors", MendConfig(zero_terminal_snr=answer)).path)
+    assert mended.problems == () and mended.zero_terminal_snr == answer
+    assert mended.metadata["modelspec.prediction_type"] == ("v-zsnr" if answer else "v")
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
