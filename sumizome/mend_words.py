@@ -3,7 +3,7 @@
 Owns those words. The marks and ModelSpec's card are `models.prediction_marks`' and `export_metadata`'s.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sumizome.export_metadata import ModelCard, model_metadata
@@ -22,10 +22,10 @@ _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.predict_key")
 
 
 def copied_metadata(
-    findings: Findings, model: SDXLModel, jobs: list[TensorJob], config: MendConfig, out: Path
+    metadata: Mapping[str, str], model: SDXLModel, jobs: list[TensorJob], config: MendConfig, out: Path
 ) -> dict[str, str]:
-    """The source's metadata for the copy at `out`, with everything that programs go by put right."""
-    kept = {key: value for key, value in findings.metadata.items() if key not in _STALE}
+    """The `metadata` of its source for the copy at `out`, with everything that programs go by put right."""
+    kept = {key: value for key, value in metadata.items() if key not in _STALE}
     if "ss_zero_terminal_snr" in kept:
         kept["ss_zero_terminal_snr"] = str(model.schedule_config.zero_terminal_snr)
     title = config.title or kept.get("modelspec.title") or out.stem

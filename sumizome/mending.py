@@ -5,6 +5,7 @@ what programs need beside the weights `export_metadata`'s. The source is never w
 until it has been read back and has denoised one step as the source does. Memory: one tensor.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,8 @@ class Source:
     networks: "list[Network]"
     prediction_type: PredictionType
     zero_terminal_snr: bool
+    metadata: Mapping[str, str]
+    """What a copy in one file carries over."""
 
 
 def open_source(path: Path, config: MendConfig, *, as_file: bool = True) -> Source:
@@ -79,7 +82,7 @@ def open_source(path: Path, config: MendConfig, *, as_file: bool = True) -> Sour
     """
     findings = inspect_model(path)
     check_source(findings, config, as_file)
-    return Source(findings, _open_networks(findings, config), *decide(findings, config))
+    return Source(findings, _open_networks(findings, config), *decide(findings, config), findings.metadata)
 
 
 def write_copy(source: Source, out: Path, config: MendConfig) -> Mended:
@@ -90,7 +93,7 @@ def write_copy(source: Source, out: Path, config: MendConfig) -> Mended:
     betas = betas_of(source.findings)
     model = _model(source.networks, source.prediction_type, source.zero_terminal_snr, betas)
     write = _write_file if is_file(out) else _write_folder
-    return write(source.findings, model, source.networks, out, config)
+    return write(source, model, out, config)
 
 
 def _open_networks(findings: Findings, config: MendConfig) -> list[Network]:
@@ -152,7 +155,8 @@ def _part(network: Network, rule: KeyRule, native: str, config: MendConfig) -> T
     return _native_tensors(network, rule, config)[native]
 
 
-def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], out: Path, config: MendConfig) -> Mended:
+def _write_file(source: Source, model: SDXLModel, out: Path, config: MendConfig) -> Mended:
+    findings, networks = source.findings, source.networks
     marks = prediction_markers(model.prediction_type, model.schedule_config)
     _check_latent_scale(networks)
     # With a VAE beside it the prefix stays: without, nothing tells where one network ends and the other begins.
@@ -165,7 +169,7 @@ def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], o
         for rule in network.rules:
             name, shape = rule.original.removeprefix(strip), original[rule.original]
             jobs.append(TensorJob(name, _wanted(network, rule, config), shape, partial(_stored, network, rule, config)))
-    metadata = copied_metadata(findings, model, jobs, config, out)
+    metadata = copied_metadata(source.metadata, model, jobs, config, out)
     sidecar = sidecar_path(model, out) if findings.layout != "unet" else None
     check_sidecar(out, sidecar, model.prediction_type, overwrite=True)  # `check_place` has asked about overwriting
 
@@ -178,9 +182,8 @@ def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], o
     return Mended(out, sidecar, tuple(changes_of(findings, model, jobs, config, set(marks))), out.stat().st_size)
 
 
-def _write_folder(
-    findings: Findings, model: SDXLModel, networks: list[Network], out: Path, config: MendConfig
-) -> Mended:
+def _write_folder(source: Source, model: SDXLModel, out: Path, config: MendConfig) -> Mended:
+    findings, networks = source.findings, source.networks
     own = {network.name: _folder_jobs(network, config) for network in networks}
     with folder_committed(out, failure=ExportError) as folder, read_back():
         write_small_files(
