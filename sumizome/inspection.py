@@ -23,6 +23,7 @@ from sumizome.models.prediction_marks import sidecar_of
 from sumizome.models.scheduler_config import StatedSchedule, read_scheduler_config
 from sumizome.models.stored_names import HARMLESS, layout_names, short_clip_names, unet_prefix_left_out
 from sumizome.models.tensor_header import TensorHeader, read_header
+from sumizome.models.unseen_settings import drawing_words, stated_settings
 from sumizome.programs import FolderScheduler, Layout, ModelFacts, Seen, Verdict, verdicts
 
 __all__ = ["Findings", "inspect_model"]
@@ -81,6 +82,7 @@ def _inspect_file(path: Path) -> Findings:
             'the names of text_encoder lack "text_model.", as transformers 5 has them: programs that look for the '
             "layout's own find no encoder; mend writes those."
         )
+    problems += _unseen(header)
     if any(name.startswith("model_ema.") for name in rest):
         size = sum(header.tensors[name].stop - header.tensors[name].start for name in rest)
         problems.append(f"holds a second, averaged U-Net that no program reads ({readable_size(size)}): mend drops it.")
@@ -137,6 +139,14 @@ def _file_kind(shapes: Shapes) -> tuple[str, Layout | None, str]:
     if any(re.match(r"(first_stage_model\.)?(encoder|decoder)\.(down|up|mid|conv)", name) for name in shapes):
         return "VAE alone", None, ""
     return "no model that is known here", None, ""
+
+
+def _unseen(header: TensorHeader) -> list[str]:
+    """What metadata says of settings that shapes do not show, and that other programs draw otherwise without."""
+    try:
+        return [f"{words}." for words in drawing_words(stated_settings(header.metadata))]
+    except ModelError as error:
+        return [str(error)]
 
 
 def _variant(shapes: Shapes) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import ExportError, ModelError
+from sumizome.export import file_settings
 from sumizome.export_check import TORCH_DTYPES, cast_weight, check_step, read_back, step_source
 from sumizome.export_metadata import check_sidecar, commit_with_sidecar, sidecar_path
 from sumizome.files import folder_committed
@@ -34,6 +35,13 @@ from sumizome.models.prediction_marks import prediction_markers
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.stored_names import unet_prefix_left_out
 from sumizome.models.tensor_writer import TensorJob, job_of, write_tensors
+from sumizome.models.unseen_settings import (
+    PIPELINE_OF_ZEROS,
+    says_zeros,
+    settings_metadata,
+    settings_words,
+    stated_settings,
+)
 
 __all__ = ["Mended", "Source", "mend_model", "open_source", "write_copy"]
 
@@ -47,6 +55,8 @@ class Mended:
     changes: tuple[str, ...]
     """What differs from the source, a phrase each."""
     bytes: int
+    told: tuple[str, ...] = ()
+    """What other programs will not read in it, a phrase each."""
 
 
 def mend_model(source: Path, out: Path, config: MendConfig | None = None, *, overwrite: bool = False) -> Mended:
@@ -169,7 +179,10 @@ def _write_file(source: Source, model: SDXLModel, out: Path, config: MendConfig)
         for rule in network.rules:
             name, shape = rule.original.removeprefix(strip), original[rule.original]
             jobs.append(TensorJob(name, _wanted(network, rule, config), shape, partial(_stored, network, rule, config)))
-    metadata = copied_metadata(source.metadata, model, jobs, config, out)
+    settings = file_settings(model.networks)
+    if findings.layout != "unet" and _zeros_for_empty_prompt(findings):
+        settings = {**settings, **PIPELINE_OF_ZEROS}
+    metadata = copied_metadata(source.metadata, model, jobs, config, out) | settings_metadata(settings)
     sidecar = sidecar_path(model, out) if findings.layout != "unet" else None
     check_sidecar(out, sidecar, model.prediction_type, overwrite=True)  # `check_place` has asked about overwriting
 
@@ -179,7 +192,8 @@ def _write_file(source: Source, model: SDXLModel, out: Path, config: MendConfig)
             _check_step(model, networks, file, config)
 
     commit_with_sidecar(out, sidecar, write)
-    return Mended(out, sidecar, tuple(changes_of(findings, model, jobs, config, set(marks))), out.stat().st_size)
+    changes = tuple(changes_of(findings, model, jobs, config, set(marks)))
+    return Mended(out, sidecar, changes, out.stat().st_size, tuple(settings_words(settings)))
 
 
 def _write_folder(source: Source, model: SDXLModel, out: Path, config: MendConfig) -> Mended:
@@ -204,7 +218,7 @@ def _write_folder(source: Source, model: SDXLModel, out: Path, config: MendConfi
 def _zeros_for_empty_prompt(findings: Findings) -> bool:
     """What the source's own index says of diffusers' pictures without a negative prompt, which are to stay the same."""
     if findings.layout != "folder":
-        return False
+        return says_zeros(stated_settings(findings.metadata))
     return bool(read_index(findings.path).get("force_zeros_for_empty_prompt", True))  # diffusers' default
 
 

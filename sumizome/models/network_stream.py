@@ -21,6 +21,7 @@ from sumizome.models.stored_names import layout_names
 from sumizome.models.tensor_file import TensorFile, open_tensor_file
 from sumizome.models.tensor_header import read_header
 from sumizome.models.tensor_writer import FORMAT_DTYPES
+from sumizome.models.unseen_settings import stated_settings
 
 __all__ = ["Network", "network_from_file", "network_from_folder", "open_vae"]
 
@@ -45,6 +46,10 @@ def network_from_file(name: str, path: Path, strip: str = "") -> Network:
     names = {key: stored for key, stored in layout_names(header.tensors, strip).items() if key.startswith(prefix)}
     shapes = {key: header.tensors[stored].shape for key, stored in names.items()}
     config = file_config(name, shapes)
+    try:
+        config |= stated_settings(header.metadata).get(name, {})
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     lost = set(expected_original(name, config)) - set(shapes)
     if lost:
         raise ModelError(f"{path}: {name} lacks {len(lost)} tensors, {min(lost)} for one. Use another copy.")

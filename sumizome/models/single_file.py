@@ -16,6 +16,7 @@ from sumizome.models.infer_config import infer_configs
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, from_original, key_rules, to_original
 from sumizome.models.prediction_marks import prediction_of, sidecar_of
 from sumizome.models.stored_names import layout_names, unet_prefix_left_out
+from sumizome.models.unseen_settings import stated_settings
 
 if TYPE_CHECKING:  # names and shapes are read without torch, whose import takes seconds
     from torch import Tensor, nn
@@ -105,6 +106,8 @@ def open_single_file(path: Path) -> SingleFile:
         prediction_of(file.shapes, file.metadata)
         names = layout_names(file.shapes, unet_prefix_left_out(file.shapes))
         configs = infer_configs({layout: file.shapes[stored] for layout, stored in names.items()})
+        stated = stated_settings(file.metadata)
+        configs = {name: config | stated.get(name, {}) for name, config in configs.items()}
         return SingleFile(path, file, configs, names)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
