@@ -1,6 +1,6 @@
 """A model's networks as their headers show them, held against SDXL's names, shapes and dtypes. No torch.
 
-Owns what counts as missing, foreign, misshapen or harmless, and a sentence for each. `inspection` finds the networks.
+Owns what counts as missing, foreign or misshapen, and a sentence for each. `inspection` finds the networks.
 """
 
 import re
@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from sumizome.models.infer_config import Shapes
 from sumizome.models.tensor_header import TensorEntry
 
-__all__ = ["HARMLESS", "SCALES", "Component", "component_of", "component_problems", "dtypes_of", "names_problem"]
-
-HARMLESS = re.compile(
-    r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_max|alphas_cumprod\w*|betas|log_one_minus_\w+|posterior_\w+|sqrt_\w+|model_ema\..*|denoiser\.sigmas"
-    r"|(.*\.)?(position_ids|logit_scale|attn_mask)|conditioner\.embedders\.0\..*text_projection(\.weight)?"
-)
-"""Tensors beside the networks that programs write and none of them needs, and the marks."""
+__all__ = ["SCALES", "Component", "component_of", "component_problems", "dtypes_of", "names_problem"]
 
 SCALES = re.compile(
     r"(.*\.)?(scale_weight|weight_scale(_\d|_inv)?|scale_input|input_scale|comfy_quant|absmax|quant_map|nested_\w+)"

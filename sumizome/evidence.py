@@ -217,12 +217,18 @@ def _doubts(says: list[_Says], seen: Seen, zero_snr: bool) -> Iterator[str]:
             f"{_contradict(against)} what the file is read as ({seen}): if you know better, `sumizome mend` with "
             "--prediction v or --prediction epsilon settles it."
         )
-    against = [place.source for place in says if place.zero_terminal_snr not in (None, zero_snr)]
+    against = [_quoted(place) for place in says if place.zero_terminal_snr not in (None, zero_snr)]
     if against and seen == "v_prediction":
+        half_marked = not zero_snr and any(place.source == "tensor v_pred" and place.prediction_type for place in says)
+        mark = ", since v_pred stands without ztsnr" if half_marked else ""
         yield (
-            f"{_contradict(against)} the schedule ({'with' if zero_snr else 'without'} zero terminal SNR): `sumizome "
-            "mend` with --zero-terminal-snr or --no-zero-terminal-snr settles it."
+            f"{_contradict(against)} the schedule that it is read with ({'with' if zero_snr else 'without'} zero "
+            f"terminal SNR{mark}): `sumizome mend` with --zero-terminal-snr or --no-zero-terminal-snr settles it."
         )
+
+
+def _quoted(place: _Says) -> str:
+    return f"{place.source} ({place.found})"
 
 
 def _contradict(sources: list[str]) -> str:

@@ -33,7 +33,7 @@ from sumizome.export_metadata import (
 )
 from sumizome.files import folder_committed
 from sumizome.models.architecture import SDXL_SCALE, SDXL_SCALING_FACTOR, latent_scale
-from sumizome.models.diffusers_folder import folder_key, write_small_files
+from sumizome.models.diffusers_folder import folder_key, network_config, write_small_files
 from sumizome.models.folder_files import weights_path
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, key_rules, to_original
 from sumizome.models.networks import native_state
@@ -41,6 +41,7 @@ from sumizome.models.prediction_marks import prediction_markers
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tensor_file import open_tensor_file
 from sumizome.models.tensor_writer import TensorJob, job_of, write_tensors
+from sumizome.models.unseen_settings import Settings, settings_metadata, unseen_settings
 from sumizome.models.vae import fold_latent_statistics, latent_statistics
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "ModelCard",
     "check_diffusers_folder",
     "check_single_file",
+    "file_settings",
     "write_diffusers_folder",
     "write_single_file",
 ]
@@ -115,11 +117,16 @@ def write_single_file(
     networks = {"unet": model.networks["unet"]} if unet_alone else model.networks
     if "vae" in networks and needs_folding(model.vae):
         networks = {**networks, "vae": _with_sdxl_scaling(model.vae)}
-    metadata = model_metadata(model, card or ModelCard(), dtype)
+    metadata = model_metadata(model, card or ModelCard(), dtype) | settings_metadata(file_settings(networks))
     if unet_alone:
         del metadata["modelspec.vae_dtype"]
     _write_file(model, networks, path, dtype, metadata, verify_step)
     return path
+
+
+def file_settings(networks: Mapping[str, nn.Module]) -> Settings:
+    """What a single file of these networks says in metadata because their shapes do not show it."""
+    return {name: unseen_settings(name, network_config(name, network)) for name, network in networks.items()}
 
 
 def check_single_file(model: SDXLModel, path: Path, *, unet_alone: bool = False, overwrite: bool = False) -> None:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sumizome.components import HARMLESS, Component, component_of, component_problems, dtypes_of, names_problem
+from sumizome.components import Component, component_of, component_problems, dtypes_of, names_problem
 from sumizome.errors import ModelError
 from sumizome.evidence import Evidence, file_evidence, folder_evidence, last_alpha, name_says_v, reaches_pure_noise
 from sumizome.files import readable_size
@@ -21,7 +21,9 @@ from sumizome.models.infer_config import Shapes, file_config
 from sumizome.models.key_map import NETWORK_PREFIXES, native_name
 from sumizome.models.prediction_marks import sidecar_of
 from sumizome.models.scheduler_config import StatedSchedule, read_scheduler_config
+from sumizome.models.stored_names import HARMLESS, layout_names, short_clip_names, unet_prefix_left_out
 from sumizome.models.tensor_header import TensorHeader, read_header
+from sumizome.models.unseen_settings import drawing_words, stated_settings
 from sumizome.programs import FolderScheduler, Layout, ModelFacts, Seen, Verdict, verdicts
 
 __all__ = ["Findings", "inspect_model"]
@@ -72,9 +74,15 @@ def _inspect_file(path: Path) -> Findings:
     if layout is None:
         return _not_sdxl(path, kind, header)
     components, problems = _file_components(header, prefix)
-    owned = _owned_names(shapes, prefix)
+    owned = {own for name, own in layout_names(shapes, prefix).items() if name.startswith(_PREFIXES)}
     rest = [name for name in shapes if name not in owned]
     problems += [names_problem("tensors of unknown use", [name for name in rest if not HARMLESS.fullmatch(name)])]
+    if short_clip_names(shapes):
+        problems.append(
+            'the names of text_encoder lack "text_model.", as transformers 5 has them: programs that look for the '
+            "layout's own find no encoder; mend writes those."
+        )
+    problems += _unseen(header)
     if any(name.startswith("model_ema.") for name in rest):
         size = sum(header.tensors[name].stop - header.tensors[name].start for name in rest)
         problems.append(f"holds a second, averaged U-Net that no program reads ({readable_size(size)}): mend drops it.")
@@ -125,12 +133,20 @@ def _file_kind(shapes: Shapes) -> tuple[str, Layout | None, str]:
         whole = any(name.startswith("conditioner.") for name in shapes)
         words = "original single file" if whole else "U-Net without text encoders, original layout"
         return f"SDXL{_variant(shapes)}, {words}", "file" if whole else "unet", ""
-    if "input_blocks.0.0.weight" in shapes:
+    if unet_prefix_left_out(shapes):
         family = f"SDXL{_variant(shapes)}" if "label_emb.0.0.weight" in shapes else None
         return (f"{family}, U-Net alone, original layout", "unet", unet) if family else ("U-Net, not SDXL's", None, "")
     if any(re.match(r"(first_stage_model\.)?(encoder|decoder)\.(down|up|mid|conv)", name) for name in shapes):
         return "VAE alone", None, ""
     return "no model that is known here", None, ""
+
+
+def _unseen(header: TensorHeader) -> list[str]:
+    """What metadata says of settings that shapes do not show, and that other programs draw otherwise without."""
+    try:
+        return [f"{words}." for words in drawing_words(stated_settings(header.metadata))]
+    except ModelError as error:
+        return [str(error)]
 
 
 def _variant(shapes: Shapes) -> str:
@@ -169,14 +185,12 @@ def _not_sdxl(path: Path, kind: str, header: TensorHeader) -> Findings:
     )
 
 
-def _owned_names(shapes: Shapes, prefix: str) -> set[str]:
-    starts = tuple(NETWORK_PREFIXES.values())
-    return {name for name in shapes if (prefix + name).startswith(starts) and not HARMLESS.fullmatch(name)}
+_PREFIXES = tuple(NETWORK_PREFIXES.values())
 
 
 def _file_components(header: TensorHeader, prefix: str) -> tuple[list[Component], list[str]]:
     components, problems = [], []
-    tensors = {prefix + key: entry for key, entry in header.tensors.items() if not HARMLESS.fullmatch(key)}
+    tensors = {name: header.tensors[own] for name, own in layout_names(header.tensors, prefix).items()}
     for name, start in NETWORK_PREFIXES.items():
         own = {key: entry for key, entry in tensors.items() if key.startswith(start)}
         if own:

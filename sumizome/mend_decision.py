@@ -152,6 +152,9 @@ def _decide_schedule(findings: Findings, config: MendConfig, prediction_type: Pr
     said = {bool(evidence.zero_terminal_snr) for evidence in spoken if not evidence.source.startswith("nothing")}
     if findings.layout == "folder" and not said:
         said = {False}  # a scheduler config without the flag is a statement; a file without a mark is none
+    if said and prediction_type == findings.prediction_type:
+        # A mark that is missing says nothing, but most programs, and our loader, go by it.
+        said.add(bool(findings.zero_terminal_snr))
     if len(said) != 1:
         why = "contradicts itself about" if said else "does not say"
         raise ConfigError(

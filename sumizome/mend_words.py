@@ -3,35 +3,38 @@
 Owns those words. The marks and ModelSpec's card are `models.prediction_marks`' and `export_metadata`'s.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sumizome.export_metadata import ModelCard, model_metadata
+from sumizome.inference import native_canvas
 from sumizome.inspection import Findings
 from sumizome.mend_decision import MendConfig
 from sumizome.models.key_map import NETWORK_PREFIXES
 from sumizome.models.prediction_marks import MARKS
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tensor_writer import TensorJob, safetensors_name
+from sumizome.models.unseen_settings import SETTINGS_KEY
 
 __all__ = ["changes_of", "copied_metadata"]
 
 _SHORT = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
-_STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.predict_key")
+_STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.predict_key", SETTINGS_KEY)
 """Metadata of the source that is no longer true of a copy, or that the copy says in another place."""
 
 
 def copied_metadata(
-    findings: Findings, model: SDXLModel, jobs: list[TensorJob], config: MendConfig, out: Path
+    metadata: Mapping[str, str], model: SDXLModel, jobs: list[TensorJob], config: MendConfig, out: Path
 ) -> dict[str, str]:
-    """The source's metadata for the copy at `out`, with everything that programs go by put right."""
-    kept = {key: value for key, value in findings.metadata.items() if key not in _STALE}
+    """The `metadata` of its source for the copy at `out`, with everything that programs go by put right."""
+    kept = {key: value for key, value in metadata.items() if key not in _STALE}
     if "ss_zero_terminal_snr" in kept:
         kept["ss_zero_terminal_snr"] = str(model.schedule_config.zero_terminal_snr)
     title = config.title or kept.get("modelspec.title") or out.stem
     networks = [job for job in jobs if "." in job.name]
     dtype = _SHORT[safetensors_name(networks[0].dtype)]
-    ours = model_metadata(model, ModelCard(title=title), dtype)  # type: ignore[arg-type]
+    canvas = native_canvas(model) if "vae" in model.networks else ModelCard.resolution
+    ours = model_metadata(model, ModelCard(title=title, resolution=canvas), dtype)  # type: ignore[arg-type]
     for key in ("modelspec.resolution", "modelspec.date"):
         ours[key] = kept.get(key, ours[key])
     vae = [job for job in jobs if job.name.startswith(NETWORK_PREFIXES["vae"])]

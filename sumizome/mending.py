@@ -5,6 +5,7 @@ what programs need beside the weights `export_metadata`'s. The source is never w
 until it has been read back and has denoised one step as the source does. Memory: one tensor.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from sumizome.diffusion.prediction import PredictionType
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import ExportError, ModelError
+from sumizome.export import file_settings
 from sumizome.export_check import TORCH_DTYPES, cast_weight, check_step, read_back, step_source
 from sumizome.export_metadata import check_sidecar, commit_with_sidecar, sidecar_path
 from sumizome.files import folder_committed
@@ -31,7 +33,15 @@ from sumizome.models.networks import build_network
 from sumizome.models.one_step import StepSource
 from sumizome.models.prediction_marks import prediction_markers
 from sumizome.models.sdxl import SDXLModel
+from sumizome.models.stored_names import unet_prefix_left_out
 from sumizome.models.tensor_writer import TensorJob, job_of, write_tensors
+from sumizome.models.unseen_settings import (
+    PIPELINE_OF_ZEROS,
+    says_zeros,
+    settings_metadata,
+    settings_words,
+    stated_settings,
+)
 
 __all__ = ["Mended", "Source", "mend_model", "open_source", "write_copy"]
 
@@ -45,6 +55,8 @@ class Mended:
     changes: tuple[str, ...]
     """What differs from the source, a phrase each."""
     bytes: int
+    told: tuple[str, ...] = ()
+    """What other programs will not read in it, a phrase each."""
 
 
 def mend_model(source: Path, out: Path, config: MendConfig | None = None, *, overwrite: bool = False) -> Mended:
@@ -69,6 +81,8 @@ class Source:
     networks: "list[Network]"
     prediction_type: PredictionType
     zero_terminal_snr: bool
+    metadata: Mapping[str, str]
+    """What a copy in one file carries over."""
 
 
 def open_source(path: Path, config: MendConfig, *, as_file: bool = True) -> Source:
@@ -78,7 +92,7 @@ def open_source(path: Path, config: MendConfig, *, as_file: bool = True) -> Sour
     """
     findings = inspect_model(path)
     check_source(findings, config, as_file)
-    return Source(findings, _open_networks(findings, config), *decide(findings, config))
+    return Source(findings, _open_networks(findings, config), *decide(findings, config), findings.metadata)
 
 
 def write_copy(source: Source, out: Path, config: MendConfig) -> Mended:
@@ -89,7 +103,7 @@ def write_copy(source: Source, out: Path, config: MendConfig) -> Mended:
     betas = betas_of(source.findings)
     model = _model(source.networks, source.prediction_type, source.zero_terminal_snr, betas)
     write = _write_file if is_file(out) else _write_folder
-    return write(source.findings, model, source.networks, out, config)
+    return write(source, model, out, config)
 
 
 def _open_networks(findings: Findings, config: MendConfig) -> list[Network]:
@@ -100,9 +114,8 @@ def _open_networks(findings: Findings, config: MendConfig) -> list[Network]:
         if findings.layout == "folder":
             networks.append(network_from_folder(part.name, findings.path / part.name))
         else:
-            prefix = NETWORK_PREFIXES[part.name]
-            bare = findings.layout == "unet" and not any(n.startswith(prefix) for n in findings.headers[0].tensors)
-            networks.append(network_from_file(part.name, findings.path, strip=prefix if bare else ""))
+            strip = unet_prefix_left_out(findings.headers[0].tensors)
+            networks.append(network_from_file(part.name, findings.path, strip))
     if config.vae is not None:
         networks.insert(1, _fitting_vae(findings, config.vae))
     return networks
@@ -152,7 +165,8 @@ def _part(network: Network, rule: KeyRule, native: str, config: MendConfig) -> T
     return _native_tensors(network, rule, config)[native]
 
 
-def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], out: Path, config: MendConfig) -> Mended:
+def _write_file(source: Source, model: SDXLModel, out: Path, config: MendConfig) -> Mended:
+    findings, networks = source.findings, source.networks
     marks = prediction_markers(model.prediction_type, model.schedule_config)
     _check_latent_scale(networks)
     # With a VAE beside it the prefix stays: without, nothing tells where one network ends and the other begins.
@@ -165,7 +179,10 @@ def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], o
         for rule in network.rules:
             name, shape = rule.original.removeprefix(strip), original[rule.original]
             jobs.append(TensorJob(name, _wanted(network, rule, config), shape, partial(_stored, network, rule, config)))
-    metadata = copied_metadata(findings, model, jobs, config, out)
+    settings = file_settings(model.networks)
+    if findings.layout != "unet" and _zeros_for_empty_prompt(findings):
+        settings = {**settings, **PIPELINE_OF_ZEROS}
+    metadata = copied_metadata(source.metadata, model, jobs, config, out) | settings_metadata(settings)
     sidecar = sidecar_path(model, out) if findings.layout != "unet" else None
     check_sidecar(out, sidecar, model.prediction_type, overwrite=True)  # `check_place` has asked about overwriting
 
@@ -175,12 +192,12 @@ def _write_file(findings: Findings, model: SDXLModel, networks: list[Network], o
             _check_step(model, networks, file, config)
 
     commit_with_sidecar(out, sidecar, write)
-    return Mended(out, sidecar, tuple(changes_of(findings, model, jobs, config, set(marks))), out.stat().st_size)
+    changes = tuple(changes_of(findings, model, jobs, config, set(marks)))
+    return Mended(out, sidecar, changes, out.stat().st_size, tuple(settings_words(settings)))
 
 
-def _write_folder(
-    findings: Findings, model: SDXLModel, networks: list[Network], out: Path, config: MendConfig
-) -> Mended:
+def _write_folder(source: Source, model: SDXLModel, out: Path, config: MendConfig) -> Mended:
+    findings, networks = source.findings, source.networks
     own = {network.name: _folder_jobs(network, config) for network in networks}
     with folder_committed(out, failure=ExportError) as folder, read_back():
         write_small_files(
@@ -201,7 +218,7 @@ def _write_folder(
 def _zeros_for_empty_prompt(findings: Findings) -> bool:
     """What the source's own index says of diffusers' pictures without a negative prompt, which are to stay the same."""
     if findings.layout != "folder":
-        return False
+        return says_zeros(stated_settings(findings.metadata))
     return bool(read_index(findings.path).get("force_zeros_for_empty_prompt", True))  # diffusers' default
 
 

@@ -1,8 +1,8 @@
 """Models put together: a weighted mean, or a base with the difference of two others added.
 
-Owns the arithmetic, in float32, one tensor at a time, and what the result says it is. Reading and writing are
-`mending`'s, so that the result keeps every mark and reads back bit for bit. The VAE is the first model's: the mean of
-two VAEs is neither's.
+Owns the arithmetic, in float32, one tensor at a time. What the result says of its parents is `merge_words`'; reading
+and writing are `mending`'s, so that the result keeps every mark and reads back bit for bit. The VAE is the first
+model's: the mean of two VAEs is neither's.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from sumizome.export_check import TORCH_DTYPES
 from sumizome.export_metadata import ExportDtype
 from sumizome.mend_decision import MendConfig, check_place
 from sumizome.mending import Mended, Source, open_source, write_copy
+from sumizome.merge_words import merged_metadata
 from sumizome.models.architecture import latent_scale
 from sumizome.models.key_map import KeyRule
 from sumizome.models.network_stream import Network
@@ -68,8 +69,8 @@ def merge_weighted(
             "is likely to draw noise or mush."
         )
     shares = [weight / sum(weights) for weight in weights]
-    combine = partial(_weighted, shares)
-    return Merged(write_copy(_combined(sources, combine, config), out, config), tuple(warnings))
+    combined = _combined(sources, partial(_weighted, shares), shares, config)
+    return Merged(write_copy(combined, out, config), tuple(warnings))
 
 
 def add_difference(
@@ -106,7 +107,8 @@ def add_difference(
             f"{foreign[0]} is not read as {kind}, as the other one is: the difference holds the change of the target "
             "itself and will spoil the base. Both sides of a difference must predict the same."
         )
-    return Merged(write_copy(_combined(sources, partial(_added, scale), config), out, config), tuple(warnings))
+    combined = _combined(sources, partial(_added, scale), [1.0, scale, -scale], config)
+    return Merged(write_copy(combined, out, config), tuple(warnings))
 
 
 def _open(paths: Sequence[Path], out: Path, config: MendConfig, overwrite: bool) -> list[Source]:
@@ -124,8 +126,8 @@ def _added(scale: float, tensors: list[Tensor]) -> Tensor:
     return base + scale * (add - minus)
 
 
-def _combined(sources: list[Source], combine: Combine, config: MendConfig) -> Source:
-    """The first source, its U-Net and text encoders replaced by the combination."""
+def _combined(sources: list[Source], combine: Combine, shares: list[float], config: MendConfig) -> Source:
+    """The first source, its U-Net and text encoders replaced by the combination, its metadata by the merge's."""
     first = sources[0]
     networks = []
     for network in first.networks:
@@ -134,7 +136,8 @@ def _combined(sources: list[Source], combine: Combine, config: MendConfig) -> So
             continue
         matching = [_matching(source, network, first) for source in sources]
         networks.append(replace(network, read=partial(_read, matching, combine, config.dtype)))
-    return replace(first, networks=networks)
+    parents = [(source.findings, share) for source, share in zip(sources, shares, strict=True)]
+    return replace(first, networks=networks, metadata=merged_metadata(parents))
 
 
 def _check_latents(sources: list[Source]) -> None:

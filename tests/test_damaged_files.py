@@ -1,6 +1,7 @@
 """Damaged and hostile files: every command that reads a model says what is wrong in one line and exits with 2."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sumizome.cli.main import main
 from sumizome.errors import ModelError
+from sumizome.models import tensor_file
 from sumizome.models.sdxl import load_model
 
 _LAST = "model.diffusion_model.out.2.bias"
@@ -232,3 +234,29 @@ def test_integer_weights_are_refused_by_the_loader(tiny_file: Path, tmp_path: Pa
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="whole numbers"):
         load_model(tmp_path / "model.safetensors")
+
+
+def test_a_name_that_is_no_utf8_is_as_good_as_any(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """safetensors takes UTF-8 alone, and the file was called damaged; stdout could not print its name."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/Tusche \xfc.safetensors"))
+    try:
+        shutil.copyfile(tiny_file, path)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    out = path.with_name(f"copy of {path.name}")
+    assert main(["inspect", str(path), "--weights"]) == 0
+    assert r"Tusche \udcfc.safetensors" in capsys.readouterr().out
+    assert main(["mend", str(path), "--title", path.stem, "--out", str(out)]) == 0
+    expected = load_file(tiny_file)
+    shutil.copyfile(out, tmp_path / "utf8.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(tmp_path / "utf8.safetensors").items())
+    assert _header_of(out)[0]["__metadata__"]["modelspec.title"] == "Tusche ?"
+    folder = path.with_name(f"{path.stem} folder")
+    assert main(["export", str(path), "--folder", str(folder), "--dtype", "fp32"]) == 0
+    assert main(["merge", str(path), str(folder), "--out", str(out), "--overwrite"]) == 0
+    monkeypatch.setattr(tensor_file, "_OPEN_FILES", "/none")
+    capsys.readouterr()
+    assert main(["mend", str(path), "--out", str(out), "--overwrite"]) == 2
+    assert capsys.readouterr().err.endswith("its name is not UTF-8, and cannot be opened here: rename it.\n")

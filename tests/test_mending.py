@@ -104,6 +104,8 @@ def test_a_model_that_says_it_needs_no_flags_and_a_wrong_mark_is_overruled_by_on
         ((), {}, MendConfig("v"), "--zero-terminal-snr .* or --no-zero-terminal-snr"),
         (("v_pred",), {}, MendConfig(), "does not say .* --zero-terminal-snr"),
         (("v_pred",), {"modelspec.prediction_type": "epsilon"}, MendConfig(), "contradicts .* --prediction"),
+        (("v_pred",), {"modelspec.prediction_type": "v-zsnr"}, MendConfig(), "contradicts itself .* --zero-terminal-s"),
+        (("v_pred", "ztsnr"), {"ss_zero_terminal_snr": "False"}, MendConfig(), "contradicts itself .* --zero-termin"),
         ((), {"prediction_type": "epsilon"}, MendConfig(zero_terminal_snr=True), "needs v-prediction"),
         ((), {}, MendConfig("epsilon", True), "needs v-prediction"),
     ],
@@ -116,6 +118,26 @@ def test_what_nothing_tells_is_asked_for_in_one_line(
     with pytest.raises(ConfigError, match=words):
         mend_model(source, out, config)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("marks", [("v_pred",), ("v_pred", "ztsnr")])
+@pytest.mark.parametrize("answer", [True, False])
+def test_marks_and_metadata_that_differ_on_the_schedule_are_told_and_settled(
+    bare: Path, tmp_path: Path, marks: tuple[str, ...], answer: bool
+) -> None:
+    """v_pred alone beside "v-zsnr" was read without pure noise, and its copy said pure noise, unasked."""
+    marked = len(marks) == 2
+    metadata = {"ss_zero_terminal_snr": "False"} if marked else {"modelspec.prediction_type": "v-zsnr"}
+    source = tmp_path / "s.safetensors"
+    save_file(load_file(bare) | {mark: torch.tensor([]) for mark in marks}, source, metadata=metadata)
+    findings = inspect_model(source)
+    assert findings.zero_terminal_snr == load_model(source, components=()).schedule_config.zero_terminal_snr == marked
+    (problem,) = findings.problems
+    assert f"metadata {next(iter(metadata))} (" in problem and "--no-zero-terminal-snr settles it" in problem
+    assert ("v_pred stands without ztsnr" in problem) == (not marked)
+    mended = inspect_model(mend_model(source, tmp_path / "m.safetensors", MendConfig(zero_terminal_snr=answer)).path)
+    assert mended.problems == () and mended.zero_terminal_snr == answer
+    assert mended.metadata["modelspec.prediction_type"] == ("v-zsnr" if answer else "v")
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
@@ -166,6 +188,19 @@ def test_a_unet_alone_is_written_without_prefix_beside_its_marks(bare: Path, tmp
     assert inspect_model(mended.path).programs[0].right
     with pytest.raises(ModelError, match="U-Net alone"):
         mend_model(tmp_path / "u.safetensors", tmp_path / "folder", TOLD)
+
+
+def test_short_names_of_the_first_encoder_become_the_layouts_own(bare: Path, tiny: SDXLModel, tmp_path: Path) -> None:
+    prefix = "conditioner.embedders.0.transformer."
+    before = load_file(bare)
+    short = {name.replace(f"{prefix}text_model.", prefix): tensor for name, tensor in before.items()}
+    save_file(short, tmp_path / "s.safetensors")
+    for out in (
+        mend_model(tmp_path / "s.safetensors", tmp_path / "m.safetensors", TOLD).path,
+        merge_weighted([tmp_path / "s.safetensors"] * 2, [1.0, 1.0], tmp_path / "n.safetensors", TOLD).mended.path,
+    ):
+        assert set(load_file(out)) == set(before) | set(MARKS) and inspect_model(out).problems == ()
+        same_weights(out, tiny)
 
 
 # --- dtypes and VAEs -------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Merges against the same arithmetic on loaded tensors, and what the result says it is."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sumizome.cli.main import main
 from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.inspection import inspect_model
 from sumizome.mend_decision import MendConfig
+from sumizome.mending import mend_model
 from sumizome.merging import add_difference, merge_weighted
 from sumizome.models.sdxl import load_model
 
@@ -59,6 +61,57 @@ def test_a_weighted_merge_is_the_mean_and_keeps_marks_and_the_first_vae(
         torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-7)
     findings = inspect_model(merged.mended.path)
     assert findings.problems == () and (findings.prediction_type, findings.zero_terminal_snr) == ("v_prediction", True)
+
+
+TRAINED = {
+    "sumizome.training": '{"steps": 9}',
+    "ss_steps": "9",
+    "ss_zero_terminal_snr": "True",
+    "sd_merge_recipe": "{}",
+    "modelspec.date": "2023-01-01",
+    "modelspec.author": "A. N. Other",
+    "modelspec.thumbnail": "data:image/jpeg;base64,",
+    "modelspec.hash_sha256": "0xab",
+    "modelspec.tags": "anime",
+    "modelspec.resolution": "832x1216",
+}
+
+
+def test_a_merge_names_its_parents_and_says_nothing_of_their_training(
+    tiny_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """It kept the first model's steps, settings, author and date, as if it had been trained so."""
+    own = weights_of(tiny_file) | {mark: torch.tensor([]) for mark in MARKS[:2]}
+    one, two, out = tmp_path / "one.safetensors", tmp_path / "two.safetensors", tmp_path / "m.safetensors"
+    first = TRAINED | {"modelspec.title": "Ink, light", "modelspec.license": "Fair", "modelspec.trigger_phrase": "ink"}
+    save_file(own, one, metadata=first)
+    save_file(own, two, metadata=TRAINED | {"modelspec.license": "Open", "modelspec.hash_sha256": "0xcd"})
+    config = MendConfig(verify_step=False)
+    told = inspect_model(merge_weighted([one, two], [3.0, 1.0], out, config).mended.path).metadata
+    assert not [key for key in told if key.startswith("ss_") or key in ("sumizome.training", "sd_merge_recipe")]
+    assert not {"modelspec.author", "modelspec.thumbnail", "modelspec.trigger_phrase"}.intersection(told)
+    assert told["modelspec.merged_from"] == "Ink light, two"
+    assert told["modelspec.description"] == "A merge: 0.75 × Ink, light + 0.25 × two. The VAE is that of Ink, light."
+    assert told["modelspec.license"] == "Fair; Open" and told["modelspec.tags"] == "anime"
+    assert told["modelspec.title"] == "m" and told["modelspec.resolution"] == "832x1216"
+    assert told["modelspec.date"].startswith("20") and told["modelspec.date"] != "2023-01-01"
+    assert told["modelspec.prediction_type"] == "v-zsnr" and told["modelspec.hash_sha256"] not in ("0xab", "0xcd")
+    recipe = json.loads(told["sumizome.merge"])
+    assert recipe["vae"] == "one.safetensors" and recipe["models"] == [
+        {"name": "one.safetensors", "title": "Ink, light", "hash_sha256": "0xab", "weight": 0.75},
+        {"name": "two.safetensors", "hash_sha256": "0xcd", "weight": 0.25},
+    ]
+    again = add_difference(tiny_folder, out, one, tmp_path / "n.safetensors", config, scale=0.5).mended.path
+    told = inspect_model(again).metadata
+    assert told["modelspec.merged_from"] == "tiny, m, Ink light" and "modelspec.tags" not in told
+    assert "1 × tiny + 0.5 × m - 0.5 × Ink, light" in told["modelspec.description"]
+    base, added, _ = json.loads(told["sumizome.merge"])["models"]
+    assert base == {"name": "tiny", "weight": 1.0} and added["merge"] == recipe
+    save_file(own, two, metadata={"sumizome.merge": json.dumps(["x" * 20_000])})
+    of_long = inspect_model(merge_weighted([one, two], [1.0, 1.0], out, config, overwrite=True).mended.path).metadata
+    assert "xx" not in of_long["sumizome.merge"]
+    kept = mend_model(again, tmp_path / "k.safetensors", config).path  # what a merge says stays with its copies
+    assert inspect_model(kept).metadata["sumizome.merge"] == told["sumizome.merge"]
 
 
 def test_a_folder_and_a_file_merge_into_a_folder(

@@ -148,6 +148,23 @@ def unet_alone(origins: Origins) -> Path:
     return origins.file(own | EMPTY)
 
 
+def unet_alone_with_tables(origins: Origins) -> Path:
+    """As a training module saves itself: U-Net and schedule side by side, both without a prefix."""
+    own = {name.removeprefix(UNET): t for name, t in half(origins.tensors).items() if name.startswith(UNET)}
+    table = torch.linspace(0.999, 0.0, 1000).clamp(min=4.8973451890853435e-08)
+    tables = ("betas", "alphas_cumprod_prev", "sqrt_one_minus_alphas_cumprod", "posterior_variance")
+    return origins.file(own | EMPTY | {"alphas_cumprod": table} | {name: table.clone() for name in tables})
+
+
+def file_of_transformers_5(origins: Origins) -> Path:
+    """Written from an encoder's own state, whose names have no "text_model." since transformers 5."""
+    prefix = "conditioner.embedders.0.transformer."
+    shortened = {name.replace(f"{prefix}text_model.", prefix): t for name, t in half(origins.tensors).items()}
+    assert len(shortened.keys() - origins.tensors.keys()) == 36
+    extras = {f"{prefix}embeddings.position_ids": torch.arange(77)[None]}
+    return origins.file(shortened | extras | EMPTY)
+
+
 def edm(origins: Origins) -> Path:
     return origins.file(half(origins.tensors) | {"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)})
 
@@ -272,6 +289,8 @@ TABLE = {
         lacks=("text_encoders",),
     ),
     "U-Net alone": Expected(unet_alone, V, True, layout="unet", lacks=("vae", "text_encoders")),
+    "U-Net and schedule": Expected(unet_alone_with_tables, V, True, layout="unet", lacks=("vae", "text_encoders")),
+    "transformers 5": Expected(file_of_transformers_5, V, True, problems=('lack "text_model."',)),
     "EDM": Expected(edm, "EDM", False, problems=("EDM",), lacks=("unet",), comfyui_is_right=True),
     "folder, fp32": Expected(folder_fp32, V, True, layout="folder", dtype="F32", decides="rescale_betas_zero_snr"),
     "folder, fp16": Expected(folder_half(torch.float16), V, True, layout="folder"),

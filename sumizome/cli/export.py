@@ -53,9 +53,16 @@ class Command:
 def run(command: Command) -> None:
     """Exports, verifies and says what was written."""
     from sumizome.errors import ConfigError
-    from sumizome.export import check_diffusers_folder, check_single_file, write_diffusers_folder, write_single_file
+    from sumizome.export import (
+        check_diffusers_folder,
+        check_single_file,
+        file_settings,
+        write_diffusers_folder,
+        write_single_file,
+    )
     from sumizome.export_metadata import sidecar_path
     from sumizome.mend_decision import check_kept
+    from sumizome.models.unseen_settings import settings_words
 
     targets = [path for path in (command.folder, command.file, command.unet) if path is not None]
     if not targets:
@@ -88,6 +95,9 @@ def run(command: Command) -> None:
             titled = replace(card, title=command.title or target.stem)
             path = write_single_file(model, target, card=titled, unet_alone=unet_alone, **options)
             print(f"{path}: {what}, {proof}")
+            networks = {"unet": model.networks["unet"]} if unet_alone else model.networks
+            for line in settings_words(file_settings(networks)):
+                print(f"! {line}")
     sidecar = sidecar_path(model, command.file) if command.file else None
     if sidecar is not None:
         print(f"{sidecar}: for A1111, which reads it where it stands beside the file")

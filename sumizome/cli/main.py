@@ -7,6 +7,7 @@ attribute docstrings are the help, and `run(command)`. Nothing heavy is imported
 
 import gc
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # Imports make objects that stay, and every 700 of them Python looks whether they can go: a tenth of the start.
     gc.set_threshold(50_000, 20, 20)
+    # A path need not be UTF-8, and is printed all the same.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         _dispatch(arguments)
         sys.stdout.flush()

@@ -71,6 +71,8 @@ def run(command: Command) -> None:
     mended = mend_model(command.model, command.out, config, overwrite=command.overwrite)
     for change in mended.changes:
         print(f"  {change}")
+    for line in mended.told:
+        print(f"! {line}")
     print(f"{mended.path}: {readable_size(mended.bytes)}, read back bit for bit, one denoising step compared")
     if mended.sidecar:
         print(f"{mended.sidecar}: for A1111, which reads it where it stands beside the file")

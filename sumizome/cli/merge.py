@@ -79,7 +79,7 @@ def run(command: Command) -> None:
     else:
         weights = command.weights or (1.0,) * len(command.models)
         merged = merge_weighted(command.models, weights, command.out, config, overwrite=command.overwrite)
-    for warning in merged.warnings:
+    for warning in (*merged.warnings, *merged.mended.told):
         print(f"! {warning}")
     size = readable_size(merged.mended.bytes)
     print(

@@ -95,6 +95,8 @@ def run(command: Command) -> None:
     mended = bake_model(vae, model, command.out, options, overwrite=command.overwrite)
     for change in mended.changes:
         print(f"  {change}")
+    for line in mended.told:
+        print(f"! {line}")
     print(f"{mended.path}: {mended.bytes / 1e9:.2f} GB, read back bit for bit; the numbers behind the verdicts: {path}")
     if mended.sidecar:
         print(f"{mended.sidecar}: for A1111, which reads it where it stands beside the file")

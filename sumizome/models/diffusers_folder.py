@@ -31,7 +31,7 @@ from sumizome.models.scheduler_config import StatedSchedule, read_scheduler_conf
 from sumizome.models.tensor_file import open_tensor_file
 from sumizome.models.text_encoding import bpe_vocabulary
 
-__all__ = ["DiffusersFolder", "folder_key", "open_folder", "write_small_files"]
+__all__ = ["DiffusersFolder", "folder_key", "network_config", "open_folder", "write_small_files"]
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,12 @@ def write_small_files(
     _write_tokenizer(folder / "tokenizer", padding="<|endoftext|>")
     _write_tokenizer(folder / "tokenizer_2", padding="!")
     for name, network in networks.items():
-        config = _text_config(network) if name.startswith("text_encoder") else _config(network)
-        _write_json(folder / name / "config.json", config)
+        _write_json(folder / name / "config.json", network_config(name, network))
+
+
+def network_config(name: str, network: nn.Module) -> Config:
+    """What the config.json of a network says, by its diffusers name."""
+    return _text_config(network) if name.startswith("text_encoder") else _config(network)
 
 
 def write_config(folder: Path, network: ModelMixin) -> None:

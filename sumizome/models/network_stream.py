@@ -17,9 +17,11 @@ from sumizome.models.expected import expected_original, expected_shapes
 from sumizome.models.folder_files import read_json, weight_files, weights_path
 from sumizome.models.infer_config import file_config
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, from_original, key_rules, native_name
+from sumizome.models.stored_names import layout_names
 from sumizome.models.tensor_file import TensorFile, open_tensor_file
 from sumizome.models.tensor_header import read_header
 from sumizome.models.tensor_writer import FORMAT_DTYPES
+from sumizome.models.unseen_settings import stated_settings
 
 __all__ = ["Network", "network_from_file", "network_from_folder", "open_vae"]
 
@@ -41,18 +43,23 @@ def network_from_file(name: str, path: Path, strip: str = "") -> Network:
     """From the original layout. `strip`: the part of the layout's names that this file leaves out."""
     prefix = NETWORK_PREFIXES[name]
     header, file = read_header(path), open_tensor_file(path)
-    shapes = {strip + key: entry.shape for key, entry in header.tensors.items() if (strip + key).startswith(prefix)}
+    names = {key: stored for key, stored in layout_names(header.tensors, strip).items() if key.startswith(prefix)}
+    shapes = {key: header.tensors[stored].shape for key, stored in names.items()}
     config = file_config(name, shapes)
+    try:
+        config |= stated_settings(header.metadata).get(name, {})
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     lost = set(expected_original(name, config)) - set(shapes)
     if lost:
         raise ModelError(f"{path}: {name} lacks {len(lost)} tensors, {min(lost)} for one. Use another copy.")
     native = expected_shapes(name, config)
 
     def dtype(rule: KeyRule) -> torch.dtype:
-        return _float_dtype(path, header.tensors[rule.original.removeprefix(strip)].dtype)
+        return _float_dtype(path, header.tensors[names[rule.original]].dtype)
 
     def read(rule: KeyRule) -> dict[str, Tensor]:
-        return from_original(rule, _read(file, rule.original.removeprefix(strip)))
+        return from_original(rule, _read(file, names[rule.original]))
 
     return Network(name, config, key_rules(name, native), native, dtype, read)
 

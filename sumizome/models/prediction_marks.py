@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MARKS",
-    "NOT_WEIGHTS",
     "STATEMENTS",
     "prediction_markers",
     "prediction_metadata",
@@ -29,7 +28,6 @@ __all__ = [
 
 MARKS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max")
 """Empty or tiny tensors that tell programs what kind of model a file is."""
-NOT_WEIGHTS = (*MARKS, "alphas_cumprod")
 STATEMENTS = ("modelspec.prediction_type", "prediction_type", "modelspec.predict_key")
 """Metadata keys that state the prediction type, in the order of belief; the last is what ComfyUI writes."""
 

@@ -14,7 +14,9 @@ from sumizome.models.architecture import Config
 from sumizome.models.file_kinds import other_kind
 from sumizome.models.infer_config import infer_configs
 from sumizome.models.key_map import NETWORK_PREFIXES, KeyRule, from_original, key_rules, to_original
-from sumizome.models.prediction_marks import NOT_WEIGHTS, prediction_of, sidecar_of
+from sumizome.models.prediction_marks import prediction_of, sidecar_of
+from sumizome.models.stored_names import layout_names, unet_prefix_left_out
+from sumizome.models.unseen_settings import stated_settings
 
 if TYPE_CHECKING:  # names and shapes are read without torch, whose import takes seconds
     from torch import Tensor, nn
@@ -33,8 +35,8 @@ class SingleFile:
     path: Path
     file: "TensorFile"
     configs: Mapping[str, Config]
-    strip: str = ""
-    """What the file leaves out of the layout's names: a U-Net alone often stands in it without its prefix."""
+    names: Mapping[str, str]
+    """The layout's name of each of the networks' tensors → the file's own."""
 
     def config(self, name: str) -> Config:
         """The network's configuration. Raises: ModelError if the file does not hold that network."""
@@ -52,8 +54,7 @@ class SingleFile:
 
         prefix = NETWORK_PREFIXES[name]
         state = {f"{name}.{key}": tensor for key, tensor in native_state(network).items()}
-        layout = {self.strip + key for key in self.file.shapes if key not in NOT_WEIGHTS}
-        remaining = {key for key in layout if key.startswith(prefix)}
+        remaining = {key for key in self.names if key.startswith(prefix)}
         for rule in key_rules(name, native_state(network)):
             if rule.original in remaining:
                 remaining.remove(rule.original)
@@ -74,10 +75,10 @@ class SingleFile:
         return read
 
     def _stored(self, original: str) -> "Tensor":
-        return self.file.read(original.removeprefix(self.strip))
+        return self.file.read(self.names[original])
 
     def _check_shape(self, rule: KeyRule, expected: tuple[int, ...]) -> None:
-        found = self.file.shapes[rule.original.removeprefix(self.strip)]
+        found = self.file.shapes[self.names[rule.original]]
         # Old VAE files hold linear layers where the layout has 1×1 convolutions.
         if found != expected and not (rule.layout == "pointwise" and found == expected[:2]):
             raise ModelError(
@@ -103,8 +104,10 @@ def open_single_file(path: Path) -> SingleFile:
         raise ModelError(f"{path} holds no SDXL that can be loaded: {kind}.")
     try:
         prediction_of(file.shapes, file.metadata)
-        strip = NETWORK_PREFIXES["unet"] if "input_blocks.0.0.weight" in file.shapes else ""
-        shapes = {strip + name: shape for name, shape in file.shapes.items() if name not in NOT_WEIGHTS}
-        return SingleFile(path, file, infer_configs(shapes), strip)
+        names = layout_names(file.shapes, unet_prefix_left_out(file.shapes))
+        configs = infer_configs({layout: file.shapes[stored] for layout, stored in names.items()})
+        stated = stated_settings(file.metadata)
+        configs = {name: config | stated.get(name, {}) for name, config in configs.items()}
+        return SingleFile(path, file, configs, names)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error

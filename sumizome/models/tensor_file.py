@@ -51,8 +51,27 @@ def open_tensor_file(path: Path) -> TensorFile:
     """
     header = read_header(path)
     try:
-        handle = safe_open(path, framework="pt", device="cpu")
+        handle = _handle(path)
     except (SafetensorError, OSError, ValueError) as error:
+        if not _is_utf8(path):
+            raise ModelError(f"{path}: its name is not UTF-8, and cannot be opened here: rename it.") from error
         raise ModelError(f"{path} is damaged or no safetensors file ({error}). Download or copy it again.") from error
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     return TensorFile(path, shapes, header.metadata, handle)
+
+
+_OPEN_FILES = "/proc/self/fd"
+"""Where Linux shows the files that a process holds open, by number."""
+
+
+def _handle(path: Path) -> Any:
+    """safetensors' own. It takes names in UTF-8 alone; a file of another name is handed to it open, by its number."""
+    if _is_utf8(path):
+        return safe_open(path, framework="pt", device="cpu")
+    with path.open("rb") as file:
+        return safe_open(f"{_OPEN_FILES}/{file.fileno()}", framework="pt", device="cpu")
+
+
+def _is_utf8(path: Path) -> bool:
+    """Bytes that are none stand in a path as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))

@@ -72,7 +72,9 @@ def write_tensors(path: Path, jobs: Iterable[TensorJob], metadata: Mapping[str, 
     Raises: ExportError unless header, metadata and every byte read back as they were written.
     """
     jobs = sorted(jobs, key=lambda job: -job.dtype.itemsize)
-    metadata = dict(metadata) | ({DATA_HASH: f"0x{0:064x}"} if DATA_HASH in metadata else {})
+    # A file's name may have got into it, and those need not be UTF-8, as a header must.
+    metadata = {key: value.encode(errors="replace").decode() for key, value in metadata.items()}
+    metadata |= {DATA_HASH: f"0x{0:064x}"} if DATA_HASH in metadata else {}
     digests, whole = {}, hashlib.sha256()
     with path.open("wb") as file:
         file.write(_header(jobs, metadata))

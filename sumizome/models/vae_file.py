@@ -13,6 +13,7 @@ from sumizome.models.key_map import NETWORK_PREFIXES, key_rules, to_original
 from sumizome.models.network_stream import open_vae
 from sumizome.models.networks import build_network, fill_network, native_state
 from sumizome.models.tensor_writer import job_of, write_tensors
+from sumizome.models.unseen_settings import settings_metadata, unseen_settings
 
 __all__ = ["load_vae", "write_vae_file", "write_vae_folder"]
 
@@ -42,7 +43,9 @@ def write_vae_folder(vae: AutoencoderKL, folder: Path) -> None:
 
 
 def write_vae_file(vae: AutoencoderKL, path: Path) -> None:
-    """Writes the one file, in the VAE's own dtype. Its statistics have no place there: SDXL's factor is understood.
+    """Writes the one file, in the VAE's own dtype, with metadata where its settings are not SDXL's.
+
+    Its statistics have no place there: SDXL's factor is understood.
 
     Raises: ExportError if it does not read back.
     """
@@ -51,4 +54,5 @@ def write_vae_file(vae: AutoencoderKL, path: Path) -> None:
         job_of(rule.original.removeprefix(NETWORK_PREFIXES["vae"]), to_original(rule, native).contiguous())
         for rule in key_rules("vae", [name.removeprefix("vae.") for name in native])
     ]
-    write_tensors(path, jobs, {"format": "pt"})
+    settings = {"vae": unseen_settings("vae", dict(vae.config))}
+    write_tensors(path, jobs, {"format": "pt"} | settings_metadata(settings))
