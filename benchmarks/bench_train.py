@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -57,11 +58,15 @@ def measure_overhead(folder: Path, budget: float, threads: Sequence[int]) -> Non
             tokenize([caption for batch in trainer.loader.step(step) for caption in batch.captions], config.max_chunks)
         batches = [batch for step in range(BATCHES) for batch in trainer.loader.step(10**6 + step)]
         with closing(trainer.steps()) as reports:
-            steps = {
+            steps: dict[str, Callable[[], object]] = {
                 "the whole loop": lambda: next(reports),
                 "bare": bare_loop(task.model, trainer.optimizer, task.objective, batches),
-                "diffusers under accelerate": accelerate_loop(task.model, batches, folder, config.log_every),
             }
+            if find_spec("accelerate"):
+                peer = accelerate_loop(task.model, batches, folder, config.log_every)
+                steps["diffusers under accelerate"] = peer
+            else:
+                progress("accelerate is not installed (`pip install 'sumizome[bench]'`): measured without it")
             for one_step in steps.values():
                 for _ in range(WARM):
                     one_step()

@@ -392,6 +392,20 @@ def test_a_vae_that_scales_latents_otherwise_is_not_put_in(
         merge_weighted([scaled_latents, tiny_folder], [0.5, 0.5], tmp_path / "merged")
 
 
+@pytest.mark.parametrize("stated", [{"scaling_factor": None}, {"scaling_factor": "x"}, {"latents_mean": ["a"]}])
+def test_a_scale_that_is_no_number_is_named(
+    stated: dict[str, object], scaled_latents: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    place = scaled_latents / "vae" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | stated))
+    for command in (
+        lambda: mend_model(tiny_folder, tmp_path / "out", MendConfig(vae=scaled_latents / "vae", verify_step=False)),
+        lambda: merge_weighted([scaled_latents, tiny_folder], [0.5, 0.5], tmp_path / "merged"),
+    ):
+        with pytest.raises(ModelError, match="is not made of numbers"):
+            command()
+
+
 def test_an_incomplete_or_another_model_is_refused(bare: Path, tmp_path: Path) -> None:
     tensors = load_file(bare)
     del tensors[f"{UNET}out.2.bias"]

@@ -29,7 +29,8 @@ from sumizome.seeds import derive_seed
 __all__ = ["BatchPlan", "MicroBatch", "check_world", "share"]
 
 _TOGETHER = 32
-"""Steps, one behind the other, that are worked out at once: for numpy that is little more than one."""
+"""Steps, one behind the other, that are worked out at once: where a process has one micro-batch of each, numpy needs
+little more time for all than for one."""
 _Samples: TypeAlias = tuple[Int[np.ndarray, " *j"], Int[np.ndarray, "*j m"], Int[np.ndarray, "*j m"]]
 """Of some micro-batches: their buckets, slots within these, and the samples' epochs."""
 
@@ -105,7 +106,7 @@ class BatchPlan:
         """The micro-batches of one step, counted from 0, that process `rank` of `world` computes.
 
         Processes have equal parts of the step, one behind the other (`share`), so together they have it whole, whatever
-        their number. Only a process's own micro-batches are computed.
+        their number. Only a process's own micro-batches are computed, and those of the steps beside, which are kept.
         Raises: ConfigError if the step cannot be shared out evenly.
         """
         if step < 0:
@@ -115,7 +116,7 @@ class BatchPlan:
         bucket, within, epochs = self._together(block, places)[number]
         slots = within + self._bucket_start[bucket][:, None]
         rows, repeats = self._slot_row[slots].astype(np.int64), self._slot_repeat[slots].astype(np.int64)
-        parts = zip(bucket.tolist(), rows, epochs, repeats, places, strict=True)
+        parts = zip(bucket.tolist(), rows, epochs.copy(), repeats, places, strict=True)
         return [MicroBatch(*part) for part in parts]
 
     def _worked_out(self, block: int, places: range) -> list[_Samples]:

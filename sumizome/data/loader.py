@@ -357,13 +357,14 @@ class StepBatches:
 
     def make_ahead(self) -> None:
         """Begins to make what is due, and returns: best called where long work without Python begins."""
-        while self._pool is not None and len(self._made) <= self._ahead:
+        while self._pool is not None and len(self._made) < self._ahead:
             self._made.append(self._pool.submit(self._make, next(self._steps)))
 
     def close(self) -> None:
         """Stops the threads; what it made ahead is dropped."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+            self._made.clear()
 
     def __enter__(self) -> "StepBatches":
         return self

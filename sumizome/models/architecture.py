@@ -8,6 +8,8 @@ the canvas that the model was made for.
 
 from typing import Any
 
+from sumizome.errors import ModelError
+
 __all__ = [
     "SDXL_SCALE",
     "Config",
@@ -36,10 +38,25 @@ def latent_scale(vae: Config) -> LatentScale:
     """What a VAE's configuration says of its latents: two that differ here do not fit one U-Net.
 
     Where no factor stands, diffusers takes Stable Diffusion 1's.
+    Raises: ModelError where something else than numbers stands.
     """
-    factor = float(vae.get("scaling_factor", 0.18215))
-    mean, std = (tuple(map(float, vae.get(name) or ())) for name in ("latents_mean", "latents_std"))
-    return factor, *((mean, std) if mean and std else ((), ()))
+    factor = vae.get("scaling_factor", 0.18215)
+    mean, std = (vae.get(name) or () for name in ("latents_mean", "latents_std"))
+    if not _is_number(factor) or not all(isinstance(each, list | tuple) for each in (mean, std)):
+        raise ModelError(_NO_SCALE)
+    if not all(map(_is_number, [*mean, *std])):
+        raise ModelError(_NO_SCALE)
+    return float(factor), *((tuple(map(float, mean)), tuple(map(float, std))) if mean and std else ((), ()))
+
+
+_NO_SCALE = (
+    "the VAE's scaling_factor, latents_mean or latents_std is not made of numbers; its config.json is damaged: "
+    "copy the model again"
+)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def head_width(channels: int) -> int:

@@ -204,7 +204,7 @@ class Trainer(Generic[_Settings, _Task, _Batches]):
                 loss = self.parallel.forward(self.task.loss, batch, drawn)
             if last:
                 self._pace.meets_others()
-            # The gradients need no Python, which the threads that make batches do.
+            # Gradients need little Python (hooks and what is computed again apart); threads that make batches need it.
             self._batches.make_ahead()
             # DDP and FSDP2 take the mean over ranks, so that each divides by its own share.
             (loss.weighted.mean() / of).backward()

@@ -17,7 +17,7 @@ from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
 from sumizome.data.latent_index import picture_hashes
 from sumizome.data.latent_plan import CachePlan, Fingerprint, write_plan
 from sumizome.data.latents import LatentCache, open_latents
-from sumizome.data.loader import BatchLoader, TrainBatch, build_loader, split_validation
+from sumizome.data.loader import BatchLoader, StepBatches, TrainBatch, build_loader, split_validation
 from sumizome.data.shard_files import ShardSource
 from sumizome.data.shards import commit_unit
 from sumizome.data.tags import TagWeightConfig, tag_loss_weights
@@ -147,6 +147,25 @@ def test_the_fingerprint_is_the_latents(cache: LatentCache) -> None:
 
 
 # ── The same bits however reached ──
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_batches_are_made_when_the_caller_says_so_and_no_further_than_asked(ahead: int) -> None:
+    begun = list[int]()
+
+    def make(step: int) -> list[int]:
+        begun.append(step)
+        return [step]
+
+    with StepBatches(make, 7, ahead, workers=ahead) as batches:
+        for step in (7, 8):
+            assert next(batches) == [step]
+            batches.make_ahead()
+            batches.make_ahead()
+            batches._pool.submit(int).result()  # behind all that was begun
+        assert sorted(begun) == list(range(7, 8 + 1 + ahead))
+        assert next(batches) == [9]
+    assert len(begun) == 2 + ahead and not batches._made, "nothing is begun, or held, once it is closed"
 
 
 def test_workers_and_prefetching_change_nothing(cache: LatentCache) -> None:
