@@ -97,7 +97,7 @@ def build_loader(
     captions: CaptionConfig | None = None,
     tag_weights: TagWeightConfig | None = None,
     categories: Mapping[str, str] | None = None,
-    prefetch: int = 2,
+    prefetch: int = 16,
     workers: int = 1,
     pin_memory: bool = False,
     rank: int = 0,
@@ -356,8 +356,14 @@ class StepBatches:
         return batches
 
     def make_ahead(self) -> None:
-        """Begins to make what is due, and returns: best called where long work without Python begins."""
-        while self._pool is not None and len(self._made) < self._ahead:
+        """Begins to make what is due, and returns: best called where long work without Python begins.
+
+        Nothing is due until half of what is made ahead has been taken. A thread that wakes finds its code gone from the
+        caches and stands in the way of those that compute: many steps at once disturb one of many, each in turn all.
+        """
+        if self._pool is None or len(self._made) > self._ahead // 2:
+            return
+        while len(self._made) < self._ahead:
             self._made.append(self._pool.submit(self._make, next(self._steps)))
 
     def close(self) -> None:

@@ -149,23 +149,22 @@ def test_the_fingerprint_is_the_latents(cache: LatentCache) -> None:
 # ── The same bits however reached ──
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 5])
-def test_batches_are_made_when_the_caller_says_so_and_no_further_than_asked(ahead: int) -> None:
+@pytest.mark.parametrize(("ahead", "held"), [(1, [1, 1, 1]), (2, [2, 2, 2]), (5, [4, 3, 5]), (16, [15, 14, 13])])
+def test_batches_are_made_when_half_of_them_are_gone_and_no_further_than_asked(ahead: int, held: list[int]) -> None:
     begun = list[int]()
 
     def make(step: int) -> list[int]:
         begun.append(step)
         return [step]
 
-    with StepBatches(make, 7, ahead, workers=ahead) as batches:
-        for step in (7, 8):
-            assert next(batches) == [step]
+    with StepBatches(make, 7, ahead) as batches:
+        for taken, left in enumerate(held, start=1):
+            assert next(batches) == [6 + taken]
             batches.make_ahead()
             batches.make_ahead()
             batches._pool.submit(int).result()  # behind all that was begun
-        assert sorted(begun) == list(range(7, 8 + 1 + ahead))
-        assert next(batches) == [9]
-    assert len(begun) == 2 + ahead and not batches._made, "nothing is begun, or held, once it is closed"
+            assert begun == list(range(7, 7 + taken + left))
+    assert len(begun) == len(held) + held[-1] and not batches._made, "nothing is begun, or held, once it is closed"
 
 
 def test_workers_and_prefetching_change_nothing(cache: LatentCache) -> None:
