@@ -85,12 +85,14 @@ def add_difference(
 ) -> Merged:
     """base + scale·(add − minus): what fine-tuning `minus` into `add` taught, brought onto `base`, whose kind it keeps.
 
-    Raises: as `mend_model` does. `config` settles what `base` is; the other two are only warned about.
+    Raises: ConfigError if they scale latents differently, otherwise as `mend_model` does. `config` settles what `base`
+    is; the other two are only warned about.
     """
     config = config or MendConfig()
     told = open_source(base, config, as_file=out.suffix == ".safetensors")
     others = MendConfig("v" if told.prediction_type == "v_prediction" else "epsilon", told.zero_terminal_snr)
     sources = [told, *(open_source(path, others) for path in (add, minus))]
+    _check_latents(sources)
     for path in (base, add, minus):
         check_place(path, out, overwrite)
     kind = told.prediction_type
@@ -149,7 +151,7 @@ def _check_latents(sources: list[Source]) -> None:
                 scales[latent_scale(network.config)] = source.findings.path
     if len(scales) > 1:
         one, other = list(scales.values())[:2]
-        raise ConfigError(f"{one} and {other} scale latents differently: the mean of their U-Nets knows neither.")
+        raise ConfigError(f"{one} and {other} scale latents differently: what combines their U-Nets knows neither.")
 
 
 def _matching(source: Source, network: Network, first: Source) -> Network:

@@ -21,7 +21,7 @@ from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.inspection import inspect_model
 from sumizome.mend_decision import MendConfig
 from sumizome.mending import mend_model
-from sumizome.merging import merge_weighted
+from sumizome.merging import add_difference, merge_weighted
 from sumizome.models.sdxl import SDXLModel, load_model, model_digest
 
 MARKS = ("v_pred", "ztsnr", "alphas_cumprod")
@@ -390,6 +390,8 @@ def test_a_vae_that_scales_latents_otherwise_is_not_put_in(
     assert load_model(copy.path).vae.config["latents_mean"] == [1.0, 2.0, 3.0, 4.0]
     with pytest.raises(ConfigError, match="scale latents differently"):
         merge_weighted([scaled_latents, tiny_folder], [0.5, 0.5], tmp_path / "merged")
+    with pytest.raises(ConfigError, match="scale latents differently"):
+        add_difference(tiny_folder, tiny_folder, scaled_latents, tmp_path / "added")
 
 
 @pytest.mark.parametrize("stated", [{"scaling_factor": None}, {"scaling_factor": "x"}, {"latents_mean": ["a"]}])

@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sumizome.data.listing import printable
 from sumizome.data.tags import GENERAL
 from sumizome.errors import ConfigError
 from sumizome.seeds import derive_seed
 
-__all__ = ["CaptionConfig", "build_caption", "plain_caption"]
+__all__ = ["CaptionConfig", "build_caption", "plain_caption", "unknown_groups"]
 
 PEOPLE = "people"
 """the group of tags that count who is in the picture, told by their spelling, not by a category list"""
@@ -122,6 +123,27 @@ def plain_caption(
     return config.separator.join([*kept, *_ordered(movable, config.order, categories)])
 
 
+def unknown_groups(config: CaptionConfig, categories: Collection[str]) -> list[str]:
+    """A line for each group that the config names though no tag of a data set is in it: it has no effect.
+
+    `categories`: those of the data set. The groups of the default order may be missing: it is for any data set.
+    """
+    known = {PEOPLE, GENERAL, *categories}
+    named = {
+        "order": [group for group in config.order if group not in CaptionConfig.order],
+        "protect": config.protect,
+        "leave_out": config.leave_out,
+        "group_dropout": config.group_probabilities(),
+    }
+    return [
+        f"captions.{option} names '{printable(group)}', which has no effect: no tag here is of that category "
+        f"(there are {', '.join(printable(name) for name in sorted(known))})"
+        for option, groups in named.items()
+        for group in groups
+        if group not in known
+    ]
+
+
 def _split_kept(tags: Sequence[str], kept_tags: int, config: CaptionConfig) -> tuple[Sequence[str], Sequence[str]]:
     kept = kept_tags or config.keep_tokens
     return tags[:kept], tags[kept:]
@@ -146,6 +168,6 @@ def _ordered(tags: Sequence[str], order: tuple[str, ...], categories: Mapping[st
     def group_rank(tag: str) -> int:
         if PEOPLE in rank and _counts_people(tag):
             return rank[PEOPLE]
-        return rank.get((categories or {}).get(tag, ""), len(rank))
+        return rank.get((categories or {}).get(tag, GENERAL), len(rank))
 
     return sorted(tags, key=group_rank)

@@ -101,6 +101,18 @@ class LatentIndex:
         return self.columns["picture_hash"]
 
     @cached_property
+    def order(self) -> str:
+        """SHA-256 hex of which picture stands in which row, in which bucket and how often it is shown.
+
+        With its settings a batch plan follows from these alone. A fingerprint does not decide them: units made anew, or
+        a manifest that came back after another, hold the same pictures in another order.
+        """
+        digest = hashlib.sha256()
+        for column in (self.picture_hash, self.bucket, self.repeats):
+            digest.update(np.ascontiguousarray(column, column.dtype.newbyteorder("<")).data)
+        return digest.hexdigest()
+
+    @cached_property
     def vocabulary(self) -> Strings:
         """Each tag once; `tag_codes` point into it."""
         return Strings(self.columns["vocabulary_text"], self.columns["vocabulary_ends"])

@@ -205,6 +205,11 @@ class BatchLoader:
         """SHA-256 hex of what the latents were made from; a run goes on only with the same."""
         return self.cache.fingerprint.digest
 
+    @property
+    def order(self) -> str:
+        """SHA-256 hex of the order in which the pictures stand; a run's order follows from it and its settings."""
+        return self.cache.index.order
+
     def take_faults(self) -> list[str]:
         """What went wrong in reading, and was made good, since this was last asked; in words."""
         return self.cache.shards.take_faults()

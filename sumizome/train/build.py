@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from sumizome.data.captions import unknown_groups
 from sumizome.data.latent_statistics import stated_statistics
 from sumizome.data.latents import LatentCache, open_latents
 from sumizome.data.loader import BatchLoader, build_loader
@@ -75,7 +76,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Deno
     loaders = trainer.loader.loaders if isinstance(trainer.loader, StagedLoader) else [trainer.loader]
     told = {"data": data_facts(loaders), **table_digest(config.tag_weights.table)}
     warnings = go_on(trainer, told, partial(_check_origin, trainer), partial(write_readme, config))
-    return trainer, [*_unused_rows(config.tag_weights.table, loaders), *warnings]
+    categories = {category for loader in loaders for category in loader.categories.values()}
+    unused = [*_unused_rows(config.tag_weights.table, loaders), *unknown_groups(config.captions, categories)]
+    return trainer, [*unused, *warnings]
 
 
 def _unused_rows(table: Path | None, loaders: Sequence[BatchLoader]) -> list[str]:
@@ -108,6 +111,7 @@ def _new_trainer(config: TrainConfig, ranks: Ranks) -> DenoisingTrainer:
     facts |= {"latents": loader.fingerprint}
     if isinstance(loader, StagedLoader):
         facts |= {"latents_of_stages": loader.fingerprints}
+    facts |= {"latents_order": loader.orders if isinstance(loader, StagedLoader) else [loader.order]}
     parameters = trained_parameters(model, config.optim.text_encoder_lr > 0)
     objective = Objective(schedule, config.prediction_type, build_loss(config.loss, schedule, config.prediction_type))
     draw_timesteps = build_timestep_draw(config.timestep_sampling, schedule, config.seed, config.timestep_shift_from)
@@ -231,4 +235,12 @@ def _check_origin(trainer: DenoisingTrainer, saved: SavedCheckpoint) -> None:
             f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents} (a "
             "manifest that was prepared anew with other pictures or tags makes others, too); give the ones it was "
             "started with, or another run_dir, whose model may be this one's export"
+        )
+    order = saved.facts.get("latents_order")  # not known of runs that began before it was noted
+    if order is not None and order[:begun] != trainer.facts["latents_order"][:begun]:
+        raise CheckpointError(
+            f"{trainer.config.run_dir}: {trainer.config.latents} was made from what it was trained on, but the "
+            "pictures stand in another order now, or some are gone or new (it was prepared anew, or over another "
+            "manifest): this run would not go on as it would have. Put that folder back as it was, or give another "
+            "run_dir, whose model may be this one's export"
         )

@@ -153,6 +153,11 @@ class StagedLoader:
         """Each stage's."""
         return [loader.fingerprint for loader in self.loaders]
 
+    @property
+    def orders(self) -> list[str]:
+        """Each stage's."""
+        return [loader.order for loader in self.loaders]
+
     def take_faults(self) -> list[str]:
         """What went wrong in reading, and was made good, since this was last asked; in words."""
         return [fault for loader in self.loaders for fault in loader.take_faults()]

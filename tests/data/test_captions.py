@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sumizome.data.captions import CaptionConfig, build_caption, plain_caption
+from sumizome.data.captions import CaptionConfig, build_caption, plain_caption, unknown_groups
 from sumizome.errors import ConfigError
 
 PLAIN = CaptionConfig(shuffle=False, caption_dropout=0.0, order=())
@@ -42,6 +42,23 @@ def test_groups_come_in_the_order_named_the_rest_after_them() -> None:
         assert split(plain_caption(("sky", people), 0, config))[0] == people
     for thing in ("girl on top", "1girls night", "20boyz"):
         assert split(plain_caption(("sky", thing), 0, config))[0] == "sky"
+
+
+def test_tags_of_no_category_are_general_in_an_order_too() -> None:
+    config = replace(PLAIN, order=("people", "general", "character"))
+    assert split(caption(config)) == ["1girl", "sky", "smile", "hatsune miku", "vocaloid"]
+
+
+def test_a_group_that_no_tag_is_in_is_told() -> None:
+    config = CaptionConfig(
+        protect=("charactor", "people"), leave_out=("general",), group_dropout=("character=0.1", "art\x1bist=0.2")
+    )
+    protect, dropout = unknown_groups(config, ["character", "copyright"])
+    assert protect.startswith("captions.protect names 'charactor', which has no effect")
+    assert protect.endswith("(there are character, copyright, general, people)")
+    assert "captions.group_dropout" in dropout and "\x1b" not in dropout
+    assert unknown_groups(CaptionConfig(), []) == []  # the default order is for any pictures
+    assert len(unknown_groups(CaptionConfig(order=("people", "meta")), [])) == 1
 
 
 def test_kept_tags_stand_first_in_every_showing() -> None:

@@ -15,7 +15,9 @@ import pytest
 import torch
 from short_runs import short_run
 
+from sumizome.data.buckets import BucketConfig
 from sumizome.data.captions import CaptionConfig
+from sumizome.data.ingest import ingest
 from sumizome.data.tags import TagWeightConfig
 from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.distributed.parallelize import ParallelConfig
@@ -23,6 +25,7 @@ from sumizome.distributed.runtime import Ranks
 from sumizome.distributed.watchdog import verdict
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError, ShardError
 from sumizome.models.sdxl import SDXLModel, load_model
+from sumizome.prepare import PrepareConfig, prepare_latents
 from sumizome.train.build import build_trainer
 from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
 from sumizome.train.config import BrightnessConfig, CheckpointConfig, PreviewConfig, TrainConfig, ValidationConfig
@@ -245,6 +248,29 @@ def test_another_base_model_or_other_latents_are_refused(config: TrainConfig, tm
     foreign = write_diffusers_folder(other, tmp_path / "foreign")
     with pytest.raises(ShardError, match="VAE"):
         train(replace(config, model=foreign, run_dir=tmp_path / "fresh"))
+
+
+def test_the_same_pictures_in_another_order_are_refused(
+    config: TrainConfig, tagged_folder: Path, tiny: SDXLModel, tmp_path: Path
+) -> None:
+    latents, fewer = tmp_path / "latents", Path(shutil.copytree(tagged_folder, tmp_path / "fewer"))
+    first = sorted(fewer.glob("*.png"))[0]
+    first.unlink()
+
+    def prepare(folder: Path) -> None:
+        manifest = ingest([folder], workers=0).manifest
+        list(prepare_latents(manifest, tiny.vae, latents, PrepareConfig(BucketConfig(area=32, step=16))))
+
+    config = replace(config, latents=latents)
+    prepare(fewer)
+    prepare(tagged_folder)  # one picture more, which stands behind all others
+    train(config, until=1)
+    prepare(tagged_folder)  # nothing to do, so nothing is another
+    train(config, until=2)
+    shutil.rmtree(latents)
+    prepare(tagged_folder)  # now it stands where the manifest has it, and nothing else tells
+    with pytest.raises(CheckpointError, match="stand in another order now"):
+        train(config)
 
 
 def test_two_trainers_on_one_run_directory(config: TrainConfig) -> None:
