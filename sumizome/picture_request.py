@@ -92,6 +92,11 @@ class PictureRequest:
     second_pass: SecondPassConfig = field(default_factory=SecondPassConfig)
 
     def __post_init__(self) -> None:
+        for text in (self.prompt, self.negative_prompt):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ConfigError(
+                    "a prompt holds bytes that are no UTF-8 text; type it anew, or save its file as UTF-8"
+                )
         if not 0 <= self.noise_row < _BATCH:
             raise ConfigError(f"noise_row must be 0 to {_BATCH - 1}, found {self.noise_row}")
         if not -(2**63) <= self.seed < 2**64:

@@ -91,6 +91,11 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value
 
 
+def _utf8(text: str) -> str:
+    """The text with "?" for bytes of a file's name that are no UTF-8, which no text of a PNG can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def write_png(
     image: Image.Image,
     path: Path,
@@ -105,7 +110,7 @@ def write_png(
     """
     own = {"model": model_name, **(drawn or {}), **as_mapping(request)}
     info = PngInfo()
-    info.add_itxt("parameters", parameters_text(request, model_name, zero_terminal_snr))
-    info.add_itxt("sumizome", json.dumps(own, ensure_ascii=False))
+    info.add_itxt("parameters", _utf8(parameters_text(request, model_name, zero_terminal_snr)))
+    info.add_itxt("sumizome", _utf8(json.dumps(own, ensure_ascii=False)))
     info.add_text("Software", f"Sumizome {__version__}")
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))

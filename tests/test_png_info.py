@@ -1,13 +1,16 @@
 """The PNG's settings, read back the way A1111 reads them, and our own JSON."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from sumizome.diffusion.guidance import GuidanceConfig
+from sumizome.errors import ConfigError
 from sumizome.inference import PictureRequest, RedrawConfig, SamplingConfig, SecondPassConfig
 from sumizome.png_info import parameters_text, write_png
 
@@ -49,6 +52,13 @@ def test_a_drawing_over_a_picture_and_a_second_pass_are_told_in_a1111s_words() -
     assert (larger["Hires upscale"], larger["Hires steps"], larger["Size"]) == ("1.5", "12", "832x1216")
     assert larger["Hires upscaler"] == "Latent (bicubic antialiased)"
     assert "Denoising strength" not in larger
+
+
+def test_a_model_whose_name_is_no_utf8_and_a_prompt_that_is_none(tmp_path: Path) -> None:
+    write_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", REQUEST, os.fsdecode(b"mod\xff"), zero_terminal_snr=False)
+    assert "Model: mod?," in Image.open(tmp_path / "a.png").text["parameters"]
+    with pytest.raises(ConfigError, match="no UTF-8 text"):
+        replace(REQUEST, negative_prompt=os.fsdecode(b"a \xff"))
 
 
 def test_what_is_off_is_not_written() -> None:
