@@ -139,7 +139,7 @@ def unknown_groups(config: CaptionConfig, categories: Collection[str]) -> list[s
         f"captions.{option} names '{printable(group)}', which has no effect: no tag here is of that category "
         f"(there are {', '.join(printable(name) for name in sorted(known))})"
         for option, groups in named.items()
-        for group in groups
+        for group in dict.fromkeys(groups)
         if group not in known
     ]
 

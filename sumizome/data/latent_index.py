@@ -102,13 +102,13 @@ class LatentIndex:
 
     @cached_property
     def order(self) -> str:
-        """SHA-256 hex of which picture stands in which row, in which bucket and how often it is shown.
+        """SHA-256 hex of which sample stands in which row, in which bucket and how often it is shown.
 
-        With its settings a batch plan follows from these alone. A fingerprint does not decide them: units made anew, or
-        a manifest that came back after another, hold the same pictures in another order.
+        With its settings a run's order follows from these alone. A fingerprint does not decide them: a folder that grew
+        over two manifests holds the same samples in another order than one that was made of the second at once.
         """
         digest = hashlib.sha256()
-        for column in (self.picture_hash, self.bucket, self.repeats):
+        for column in (self.columns["id_text"], self.columns["id_ends"], self.bucket, self.repeats):
             digest.update(np.ascontiguousarray(column, column.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 

@@ -234,12 +234,12 @@ class BatchLoader:
             self.read_ahead(coming)
         return self.step(step)
 
-    def from_step(self, step: int, prepare: Prepare | None = None) -> "StepBatches":
+    def from_step(self, step: int, prepare: Prepare | None = None, *, until: int | None = None) -> "StepBatches":
         """The micro-batches of step `step`, the next, and so on for ever: an iterator, and a context that ends it.
 
-        Each step's are what `prepare` makes of them, ahead as they are.
+        Each step's are what `prepare` makes of them, ahead as they are. Step `until` and later ones are not made.
         """
-        return StepBatches(self._step_reading_ahead, step, self.prefetch, self.workers, prepare)
+        return StepBatches(self._step_reading_ahead, step, self.prefetch, self.workers, prepare, until=until)
 
     def validation_batches(self, micro_batch_size: int) -> Iterator[TrainBatch]:
         """The held-out pictures, once each, bucket by bucket: plain captions, weight 1, seeds that never change."""
@@ -340,10 +340,12 @@ class StepBatches:
         ahead: int,
         workers: int = 1,
         prepare: Prepare | None = None,
+        *,
+        until: int | None = None,
     ) -> None:
-        """`make(step)`: a step's micro-batches."""
+        """`make(step)`: a step's micro-batches. `until`: the first step that is not made; None = there is no end."""
         self._make = (lambda step: prepare(step, make(step))) if prepare else make
-        self._steps = itertools.count(step)
+        self._steps = itertools.count(step) if until is None else iter(range(step, until))
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch") if ahead and workers else None
         self._made: deque[Future[list[Any]]] = deque()
@@ -356,6 +358,8 @@ class StepBatches:
             return self._make(next(self._steps))
         if not self._made:
             self.make_ahead()
+        if not self._made:
+            raise StopIteration
         batches = self._made[0].result()  # raises what the thread raised, and again if asked again
         self._made.popleft()
         return batches
@@ -368,8 +372,8 @@ class StepBatches:
         """
         if self._pool is None or len(self._made) > self._ahead // 2:
             return
-        while len(self._made) < self._ahead:
-            self._made.append(self._pool.submit(self._make, next(self._steps)))
+        for step in itertools.islice(self._steps, self._ahead - len(self._made)):
+            self._made.append(self._pool.submit(self._make, step))
 
     def close(self) -> None:
         """Stops the threads; what it made ahead is dropped."""

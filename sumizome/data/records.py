@@ -126,8 +126,8 @@ def row_keys(row: Row, columns: Columns) -> tuple[str | None, set[str]]:
     if file is None and not stems and isinstance(number, float | Decimal):
         raise ImageRejected(
             "record_invalid",
-            f"expected an id that is a whole number or text, found {number}: write the ids as integers "
-            '(pandas: astype("Int64")) or as text.',
+            f"expected an id that is a whole number or text, found {number} (or a float too short for its digits): "
+            'write the ids as integers (pandas: astype("Int64")) or as text.',
         )
     return file, stems
 
@@ -292,13 +292,29 @@ def _parquet_rows(path: Path, columns: Columns, known: Known) -> Iterator[tuple[
         if not {name.partition(".")[0] for name in (*columns.file, *columns.id, *columns.md5)} & set(needed):
             raise DataError(f"expected a column that names files (file, id or md5) in {path}, found {present}.")
         first = 0
-        for batch in file.iter_batches(8192, columns=needed):
+        for batch in map(_without_rounded_ids(columns), file.iter_batches(8192, columns=needed)):
             mask = _names_a_file(batch, columns, known)
             numbers = pc.indices_nonzero(mask).to_pylist()
-            for number, row in zip(numbers, _with_years(batch.filter(mask)).to_pylist(), strict=True):
+            rows = _with_years(batch.filter(mask)).to_pylist()
+            for number, row in zip(numbers, rows, strict=True):
                 yield f"{path.name}:{first + number + 1}", row
             yield path.name, len(batch) - len(numbers)
             first += len(batch)
+
+
+def _without_rounded_ids(columns: Columns) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    """Ids of short floats become NaN where their neighbours are the same float: they may be another picture's."""
+    exact = {pa.float16(): 2**11, pa.float32(): 2**24}
+
+    def checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+        for place, field in enumerate(batch.schema):
+            if field.name in columns.id and field.type in exact:
+                numbers = batch.column(place).cast(pa.float64())
+                rounded = pc.greater_equal(pc.abs(numbers), float(exact[field.type]))
+                batch = batch.set_column(place, field.name, pc.if_else(rounded, math.nan, numbers))
+        return batch
+
+    return checked
 
 
 def _with_years(batch: pa.RecordBatch) -> pa.RecordBatch:

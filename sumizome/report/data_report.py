@@ -106,7 +106,7 @@ def build_data_report(
     buckets = describe_buckets(manifest, table, max_error)
     unused = unused_rows(config.weights.table, given, weighed.tags["tag"].to_pylist())
     weights = describe_weights(weighed.images, config.weights, unused)
-    tags = describe_tags(weighed.tags, pictures.showings, config.weights.min_count)
+    tags = describe_tags(weighed.tags, pictures.showings, config.weights.min_count, config.captions)
     progress("tokens")
     tokens = describe_tokens(manifest, config.captions, categories, config.max_chunks, config.token_sample)
     progress("rejects and duplicates")

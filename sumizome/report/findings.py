@@ -163,6 +163,9 @@ def _of_tags(tags: Tags, weights: Weights, pictures: Pictures) -> Iterator[Findi
             "With --tags.categories (a CSV of tag, category), characters and artists can be protected.",
             "tags",
         )
+    for line in tags.unknown_groups:
+        hint = "Mend the name, or bring the category in with --tags.categories at `sumizome ingest`."
+        yield Finding(True, line, hint, "tags")
     for line in weights.unused:
         yield Finding(True, line, "Mend the spelling of their tags in the table, or take the rows out.", "weights")
     bound = weights.at_least + weights.at_most

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sumizome.data.captions import CaptionConfig, plain_caption
+from sumizome.data.captions import CaptionConfig, plain_caption, unknown_groups
 from sumizome.data.manifest import ManifestRows
 from sumizome.data.tag_table import FrequencyClass, frequency_classes
 from sumizome.data.tags import TagWeightConfig
@@ -61,9 +61,11 @@ class Tags:
     curve: Chart
     most: tuple[str, float]
     """the most frequent tag and the share of showings that bear it"""
+    unknown_groups: list[str]
+    """as of `captions.unknown_groups`"""
 
 
-def describe_tags(found: pa.Table, showings: int, min_count: int) -> Tags:
+def describe_tags(found: pa.Table, showings: int, min_count: int, captions: CaptionConfig) -> Tags:
     """The vocabulary as `tags.tag_statistics` found it, of so many showings of pictures."""
     counts, effective = found["count"].to_numpy(), found["effective"].to_numpy()
     names = [row["values"] for row in pc.value_counts(found["category"]).to_pylist()]
@@ -84,6 +86,7 @@ def describe_tags(found: pa.Table, showings: int, min_count: int) -> Tags:
         tail=_rows(found.slice(max(10, len(found) - 10))),
         curve=curve,
         most=(found["tag"][0].as_py(), float(counts[0]) / showings) if len(found) else ("", 0.0),
+        unknown_groups=unknown_groups(captions, names),
     )
 
 

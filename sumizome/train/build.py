@@ -18,6 +18,7 @@ from sumizome.data.loader import BatchLoader, build_loader
 from sumizome.data.shard_cache import CacheConfig
 from sumizome.data.store import is_remote
 from sumizome.data.tag_table import load_tag_table, unused_rows
+from sumizome.data.tags import GENERAL
 from sumizome.diffusion.loss import build_loss
 from sumizome.diffusion.schedule import ScheduleConfig, build_noise_schedule
 from sumizome.distributed.parallelize import Parallel, parallelize, put_shard, resolve_strategy
@@ -76,7 +77,9 @@ def build_trainer(config: TrainConfig, ranks: Ranks | None = None) -> tuple[Deno
     loaders = trainer.loader.loaders if isinstance(trainer.loader, StagedLoader) else [trainer.loader]
     told = {"data": data_facts(loaders), **table_digest(config.tag_weights.table)}
     warnings = go_on(trainer, told, partial(_check_origin, trainer), partial(write_readme, config))
-    categories = {category for loader in loaders for category in loader.categories.values()}
+    categories = {
+        loader.categories.get(tag, GENERAL) for loader in loaders for tag in loader.cache.index.vocabulary.tolist()
+    }
     unused = [*_unused_rows(config.tag_weights.table, loaders), *unknown_groups(config.captions, categories)]
     return trainer, [*unused, *warnings]
 
@@ -226,21 +229,25 @@ def _open_latents(config: TrainConfig, latents: Path, facts: dict[str, Any]) -> 
 def _check_origin(trainer: DenoisingTrainer, saved: SavedCheckpoint) -> None:
     """Raises: CheckpointError when the checkpoint was trained from another base model, or on other latents."""
     check_base_model(trainer.config.run_dir, saved, trainer.facts["base_model"])
-    before, now = (
+    fingerprints_before, fingerprints = (
         [facts.get("latents"), *facts.get("latents_of_stages", [])[1:]] for facts in (saved.facts, trainer.facts)
     )
-    begun = sum(span.first < saved.step for span in trainer.config.spans())
-    if before[:begun] != now[:begun]:
-        raise CheckpointError(
-            f"{trainer.config.run_dir}: it was trained on other latents than those of {trainer.config.latents} (a "
-            "manifest that was prepared anew with other pictures or tags makes others, too); give the ones it was "
-            "started with, or another run_dir, whose model may be this one's export"
-        )
-    order = saved.facts.get("latents_order")  # not known of runs that began before it was noted
-    if order is not None and order[:begun] != trainer.facts["latents_order"][:begun]:
-        raise CheckpointError(
-            f"{trainer.config.run_dir}: {trainer.config.latents} was made from what it was trained on, but the "
-            "pictures stand in another order now, or some are gone or new (it was prepared anew, or over another "
-            "manifest): this run would not go on as it would have. Put that folder back as it was, or give another "
-            "run_dir, whose model may be this one's export"
-        )
+    orders = trainer.facts["latents_order"]
+    orders_before = saved.facts.get("latents_order", orders)  # not known of runs that began before it was noted
+    for number, span in enumerate(trainer.config.spans()):
+        if span.first >= saved.step:  # it may have any latents yet
+            break
+        if fingerprints_before[number : number + 1] != fingerprints[number : number + 1]:
+            raise CheckpointError(
+                f"{trainer.config.run_dir}: it was trained on other latents than those of {span.latents} (a manifest "
+                "that was prepared anew with other pictures or tags makes others, and so does --retry-rejects, or a "
+                "new folder in place of one where rejects had been tried again); give the ones it was started with, "
+                "or another run_dir, whose model may be this one's export"
+            )
+        if orders_before[number : number + 1] != orders[number : number + 1]:
+            raise CheckpointError(
+                f"{trainer.config.run_dir}: {span.latents} was made from what it was trained on, but the pictures "
+                "stand in another order now, or some are gone or new (it was prepared anew, or over another "
+                "manifest): this run would not go on as it would have. Put that folder back as it was, or give "
+                "another run_dir, whose model may be this one's export"
+            )

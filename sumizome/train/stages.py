@@ -187,7 +187,8 @@ class StagedBatches:
     def _open(self) -> StepBatches:
         first, prepare = self._span.first, self._prepare
         of_run = prepare and (lambda step, batches: prepare(first + step, batches))
-        return self._loader.loaders[self._span.number].from_step(self._step - first, of_run)
+        last = self._span.last - first  # what lies behind it would be made of this stage's pictures, in vain
+        return self._loader.loaders[self._span.number].from_step(self._step - first, of_run, until=last)
 
     def __iter__(self) -> "StagedBatches":
         return self

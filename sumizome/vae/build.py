@@ -169,6 +169,7 @@ def _origin(source: PictureSource, losses: DecoderLossConfig) -> dict[str, str]:
     found = {"manifest": source.manifest.digest}
     if source.cache is not None:
         found["latents"] = source.cache.fingerprint.digest
+        found["order_of_latents"] = source.cache.index.order
     if source.masks is not None:
         found["masks"] = source.masks.digest
     if losses.lpips_weights is not None:
@@ -193,7 +194,14 @@ def _check_origin(trainer: DecoderTrainer, saved: SavedCheckpoint) -> None:
     if saved.facts.get("base_model") != trainer.facts["base_model"]:
         raise CheckpointError(f"{where}: it was trained from another VAE; give the model that it was started with")
     before, now = saved.facts.get("origin", {}), trainer.facts["origin"]
+    if "order_of_latents" not in before:  # it began before that was noted
+        now = {name: digest for name, digest in now.items() if name != "order_of_latents"}
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed == ["order_of_latents"]:
+        raise CheckpointError(
+            f"{where}: it was trained with another order of latents than there is now (they were prepared anew, or "
+            "over another manifest); put the folder back as it was, or give another run_dir"
+        )
     if changed:
         raise CheckpointError(
             f"{where}: it was trained with other {changed[0].replace('_', ' ')} than are there now; give what it was "

@@ -68,7 +68,6 @@ class CropLoader:
     """Pixels per latent along one side."""
     seed: int
     workers: int = 1
-    prefetch: int = 2
     rank: int = 0
     world: int = 1
 
@@ -78,7 +77,8 @@ class CropLoader:
 
     def from_step(self, step: int, prepare: Prepare | None = None) -> StepBatches:
         """As a `data.loader.BatchLoader`'s."""
-        return StepBatches(self.step, step, self.prefetch, self.workers, prepare)
+        # Each thread decodes a step, and goes on when half of what is ahead was taken: none waits for another's.
+        return StepBatches(self.step, step, 2 * self.workers, self.workers, prepare)
 
     def step(self, step: int) -> list[CropBatch]:
         """This process's micro-batches of one step, counted from 0. Raises: DataError naming a picture at fault."""

@@ -167,6 +167,14 @@ def test_batches_are_made_when_half_of_them_are_gone_and_no_further_than_asked(a
     assert len(begun) == len(held) + held[-1] and not batches._made, "nothing is begun, or held, once it is closed"
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 4])
+def test_nothing_is_made_behind_the_end(ahead: int) -> None:
+    made = list[int]()
+    with StepBatches(lambda step: made.append(step) or [step], 3, ahead, until=6) as batches:
+        assert list(batches) == [[3], [4], [5]]
+    assert made == [3, 4, 5]
+
+
 def test_workers_and_prefetching_change_nothing(cache: LatentCache) -> None:
     runs = []
     for prefetch, workers in ((0, 1), (2, 0), (1, 1), (4, 1), (2, 2), (4, 4), (1, 4)):

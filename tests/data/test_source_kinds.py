@@ -101,8 +101,22 @@ def test_an_id_that_is_no_whole_number_is_told_by_line(tmp_path: Path) -> None:
     assert tags(result) == {"12.png": ["a"]}
     assert reasons(result) == dict.fromkeys([f"p.parquet:{row}" for row in (2, 3, 4)], "record_invalid")
     told = {reject.path: reject.sentence for reject in result.rejects}
-    assert "whole number or text, found nan: write the ids as integers" in told["p.parquet:2"]
+    assert "whole number or text, found nan (or a float too short" in told["p.parquet:2"]
     assert result.records_unused == 1, "the last row has an md5, by which no file is called"
+
+
+@pytest.mark.parametrize(("kind", "exact"), [(pa.float32(), 2**24), (pa.float16(), 2**11)])
+def test_an_id_that_a_short_float_has_rounded_gives_no_picture_anothers_tags(
+    tmp_path: Path, kind: pa.DataType, exact: int
+) -> None:
+    root = tmp_path / "images"
+    for number in (exact - 1, exact):
+        draw(root / f"{number}.png", number % 7)
+    ids = pa.array([exact - 1, exact + 1], pa.float64()).cast(kind, safe=False)  # the second is stored as `exact`
+    pq.write_table(pa.table({"id": ids, "tags": ["mine", "another's"]}), tmp_path / "p.parquet")
+    result = run(SourceConfig(root, "booru", tmp_path / "p.parquet"))
+    assert tags(result) == {f"{exact - 1}.png": ["mine"]}
+    assert reasons(result)["p.parquet:2"] == "record_invalid"
 
 
 def test_names_in_records_select_files_and_are_never_opened(tmp_path: Path) -> None:

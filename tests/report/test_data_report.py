@@ -155,6 +155,13 @@ def test_rows_of_a_tag_table_without_effect_are_a_finding(folder: Path) -> None:
     assert found.what.startswith("1 of the 2 rows") and "(no such tag)" in found.what and found.section == "weights"
 
 
+def test_a_caption_group_that_no_tag_is_in_is_a_finding(folder: Path) -> None:
+    config = ReportConfig(BucketConfig(64, 16), captions=CaptionConfig(leave_out=("metta",)), workers=0)
+    facts = build_data_report(folder / "m.parquet", load_manifest(folder / "m.parquet"), config)
+    (found,) = (finding for finding in facts["findings"] if "no effect" in finding.what)
+    assert found.what.startswith("captions.leave_out names 'metta'") and found.section == "tags"
+
+
 def test_the_page_on_real_pictures_is_inert_and_shows_them(folder: Path) -> None:
     write_data_report(folder / "m.parquet", folder / "r.html", ReportConfig(BucketConfig(64, 16), workers=1))
     root = parse((folder / "r.html").read_text(encoding="utf-8"))

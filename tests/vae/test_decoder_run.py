@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -11,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from sumizome.data.buckets import BucketConfig
 from sumizome.data.ingest import ingest
-from sumizome.data.manifest import write_manifest
+from sumizome.data.manifest import load_manifest, write_manifest
 from sumizome.errors import CheckpointError, ConfigError, NonFiniteError
 from sumizome.models.vae import model_digest
 from sumizome.models.vae_file import load_vae
+from sumizome.prepare import PrepareConfig, prepare_latents
 from sumizome.train.checkpoint import PARTS, list_checkpoints, open_checkpoint
 from sumizome.train.config import CheckpointConfig
 from sumizome.train.metrics import read_metrics
@@ -194,6 +197,29 @@ def test_another_start_or_other_pictures_are_refused(config: VaeTrainConfig, tmp
     write_manifest(ingest([other], workers=0).manifest, tmp_path / "other.parquet")
     with pytest.raises(CheckpointError, match="trained with other manifest"):
         train(replace(config, manifest=tmp_path / "other.parquet"))
+
+
+def test_the_same_latents_in_another_order_are_refused(config: VaeTrainConfig, pictures: Path, tmp_path: Path) -> None:
+    folder, latents = tmp_path / "drawn", tmp_path / "latents"
+    shutil.copytree(pictures, folder)
+    vae = load_vae(config.model)
+    later = (folder / "000.png").rename(tmp_path / "000.png")
+
+    def prepare() -> Path:
+        write_manifest(ingest([folder], workers=0).manifest, tmp_path / "m.parquet")
+        manifest = load_manifest(tmp_path / "m.parquet")
+        list(prepare_latents(manifest, vae, latents, PrepareConfig(BucketConfig(area=48, step=16))))
+        return tmp_path / "m.parquet"
+
+    prepare()
+    later.rename(folder / "000.png")  # the first one, behind all others
+    config = replace(config, manifest=prepare(), latents=latents)
+    train(config, until=1)
+    train(config, until=2)
+    shutil.rmtree(latents)
+    prepare()
+    with pytest.raises(CheckpointError, match="with another order of latents than there is now"):
+        train(config)
 
 
 def test_what_cannot_be_is_said_before_anything_is_loaded(config: VaeTrainConfig) -> None:
