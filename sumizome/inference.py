@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ from sumizome.diffusion.samplers import SAMPLERS, SamplerState
 from sumizome.diffusion.schedule import build_noise_schedule
 from sumizome.diffusion.sigmas import Sigmas, build_sigmas, scaled_sigma_max
 from sumizome.errors import ConfigError
+from sumizome.models.architecture import latent_canvas
 from sumizome.models.conditioning import UNetConditioning, apply_unet, canvas_time_ids
+from sumizome.models.expected import check_time_features
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.tiled_decode import decode_in_tiles
 from sumizome.models.vae import vae_factor
@@ -53,9 +56,13 @@ _LATENT_CHANNELS = 4
 
 
 def native_canvas(model: SDXLModel) -> tuple[int, int]:
-    """The (height, width) in pixels that the model was made for: 1024² for SDXL."""
-    side = int(model.unet.config["sample_size"]) * vae_factor(model.vae)
-    return side, side
+    """The (height, width) in pixels that the model was made for: 1024² for SDXL.
+
+    Raises: ModelError if its U-Net's configuration says what is no canvas.
+    """
+    height, width = latent_canvas(dict(model.unet.config))
+    factor = vae_factor(model.vae)
+    return height * factor, width * factor
 
 
 def draw_pictures(
@@ -70,8 +77,10 @@ def draw_pictures(
     """The requested pictures in order, as they are finished. `on_step(done, total)` counts sampler steps over all.
 
     `decode_tile`: side in pixels of the tiles that the VAE decodes at a time; 0 = whole pictures.
-    Raises: ConfigError for a canvas that the model cannot draw.
+    Raises: ConfigError for a canvas that the model cannot draw; ModelError for networks that do not fit together.
     """
+    projecting: Any = model.text_encoders[1].config
+    check_time_features(dict(model.unet.config), projecting.projection_dim)
     for request in requests:
         for canvas in (request.canvas, final_canvas(request)):
             check_canvas(model.unet, vae_factor(model.vae), canvas)

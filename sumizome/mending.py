@@ -23,6 +23,7 @@ from sumizome.files import folder_committed
 from sumizome.inspection import Findings, inspect_model
 from sumizome.mend_decision import MendConfig, betas_of, check_kept, check_place, check_source, decide, is_file
 from sumizome.mend_words import changes_of, copied_metadata
+from sumizome.merge_words import with_other_vae
 from sumizome.models.architecture import SDXL_SCALE, Config, latent_scale
 from sumizome.models.diffusers_folder import folder_key, write_small_files
 from sumizome.models.expected import expected_original
@@ -92,7 +93,8 @@ def open_source(path: Path, config: MendConfig, *, as_file: bool = True) -> Sour
     """
     findings = inspect_model(path)
     check_source(findings, config, as_file)
-    return Source(findings, _open_networks(findings, config), *decide(findings, config), findings.metadata)
+    metadata = with_other_vae(findings.metadata, config.vae) if config.vae else findings.metadata
+    return Source(findings, _open_networks(findings, config), *decide(findings, config), metadata)
 
 
 def write_copy(source: Source, out: Path, config: MendConfig) -> Mended:

@@ -5,6 +5,7 @@ and writing are `mending`'s, so that the result keeps every mark and reads back 
 model's: the mean of two VAEs is neither's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,15 +14,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sumizome.diffusion.prediction import PredictionType
+from sumizome.diffusion.schedule import ScheduleConfig
 from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.export_check import TORCH_DTYPES
 from sumizome.export_metadata import ExportDtype
-from sumizome.mend_decision import MendConfig, check_place
+from sumizome.inspection import Findings
+from sumizome.mend_decision import MendConfig, betas_of, check_place, decide
 from sumizome.mending import Mended, Source, open_source, write_copy
-from sumizome.merge_words import merged_metadata
-from sumizome.models.architecture import latent_scale
+from sumizome.merge_words import merged_metadata, with_other_vae
+from sumizome.models.architecture import Config, latent_scale
+from sumizome.models.diffusers_folder import network_config
 from sumizome.models.key_map import KeyRule
 from sumizome.models.network_stream import Network
+from sumizome.models.networks import build_network
+from sumizome.models.unseen_settings import drawing_words, unseen_settings
 
 __all__ = ["Merged", "add_difference", "merge_weighted"]
 
@@ -46,30 +53,25 @@ def merge_weighted(
 ) -> Merged:
     """Σ wᵢ·modelᵢ with the weights scaled to sum 1, in each tensor's dtype in the first model.
 
-    Raises: ConfigError if weights and models do not match, or the models predict different things and
-    `config.prediction` does not settle it; otherwise as `mend_model` does.
+    Raises: ConfigError if weights and models do not match, or the models predict different things or have different
+    schedules and `config` does not settle it; otherwise as `mend_model` does.
     """
     if len(paths) < 2 or len(weights) != len(paths):
         raise ConfigError(f"a merge needs two models or more and a weight each, found {len(paths)} and {len(weights)}.")
-    if not sum(weights) > 0:
+    total = sum(weights)
+    if not all(map(math.isfinite, [*weights, total])):
+        raise ConfigError(f"weights and their sum must be finite numbers, found {list(weights)}.")
+    if not total > 0:
         raise ConfigError(f"weights must sum to more than 0, found {list(weights)}.")
+    shares = [weight / total for weight in weights]
+    if not all(map(_fits_float32, shares)):
+        raise ConfigError(f"weights {list(weights)} nearly cancel: scaled to sum 1 they overflow.")
     config = config or MendConfig()
     sources = _open(paths, out, config, overwrite)
     _check_latents(sources)
-    warnings = []
-    said = {(source.findings.prediction_type, source.findings.zero_terminal_snr) for source in sources}
-    if len(said) > 1:
-        if config.prediction is None:
-            raise ConfigError(
-                "the models do not predict the same thing: a weighted mean of epsilon and v, or of two schedules, "
-                "predicts neither. Use --add and --minus, or say with --prediction what to mark the result as."
-            )
-        warnings.append(
-            "models of different prediction types or schedules were averaged: the result answers with a mixture, and "
-            "is likely to draw noise or mush."
-        )
-    shares = [weight / sum(weights) for weight in weights]
+    _check_kinds(sources)
     combined = _combined(sources, partial(_weighted, shares), shares, config)
+    warnings = _mixture_words([source.findings for source in sources], config)
     return Merged(write_copy(combined, out, config), tuple(warnings))
 
 
@@ -85,9 +87,11 @@ def add_difference(
 ) -> Merged:
     """base + scale·(add − minus): what fine-tuning `minus` into `add` taught, brought onto `base`, whose kind it keeps.
 
-    Raises: ConfigError if they scale latents differently, otherwise as `mend_model` does. `config` settles what `base`
-    is; the other two are only warned about.
+    Raises: ConfigError if they scale latents differently or `scale` is no finite number, otherwise as `mend_model`
+    does. `config` settles what `base` is; the other two are only warned about.
     """
+    if not _fits_float32(scale):
+        raise ConfigError(f"the scale of a difference must be a finite number that float32 holds, found {scale}.")
     config = config or MendConfig()
     told = open_source(base, config, as_file=out.suffix == ".safetensors")
     others = MendConfig("v" if told.prediction_type == "v_prediction" else "epsilon", told.zero_terminal_snr)
@@ -119,6 +123,11 @@ def _open(paths: Sequence[Path], out: Path, config: MendConfig, overwrite: bool)
     return [open_source(path, config, as_file=out.suffix == ".safetensors") for path in paths]
 
 
+def _fits_float32(factor: float) -> bool:
+    """Whether a factor is finite where it is applied."""
+    return abs(factor) <= torch.finfo(torch.float32).max
+
+
 def _weighted(shares: list[float], tensors: list[Tensor]) -> Tensor:
     return torch.stack([share * tensor.float() for share, tensor in zip(shares, tensors, strict=True)]).sum(0)
 
@@ -139,7 +148,58 @@ def _combined(sources: list[Source], combine: Combine, shares: list[float], conf
         matching = [_matching(source, network, first) for source in sources]
         networks.append(replace(network, read=partial(_read, matching, combine, config.dtype)))
     parents = [(source.findings, share) for source, share in zip(sources, shares, strict=True)]
-    return replace(first, networks=networks, metadata=merged_metadata(parents))
+    metadata = merged_metadata(parents)
+    if config.vae is not None:
+        metadata = with_other_vae(metadata, config.vae)
+    return replace(first, networks=networks, metadata=metadata)
+
+
+def _check_kinds(sources: list[Source]) -> None:
+    """Raises: ConfigError unless what was settled of the models, by their own words or by options, is the same."""
+    kinds = sorted({source.prediction_type for source in sources})
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"the models do not predict the same thing: a weighted mean of {' and '.join(kinds)} predicts neither. Use "
+            "--add and --minus, or say with --prediction what to mark the result as."
+        )
+    if len({source.zero_terminal_snr for source in sources}) > 1:
+        raise ConfigError(
+            "the models were trained on different schedules, with zero terminal SNR and without: their weighted mean "
+            "fits neither. Use --add and --minus, or say with --zero-terminal-snr or --no-zero-terminal-snr what to "
+            "mark the result as."
+        )
+    first = sources[0].findings
+    for source in sources[1:]:
+        if ScheduleConfig(**betas_of(source.findings)) != ScheduleConfig(**betas_of(first)):
+            raise ConfigError(
+                f"{first.path} and {source.findings.path} were trained on different betas: their weighted mean fits "
+                "neither. Use --add and --minus."
+            )
+
+
+def _mixture_words(parents: list[Findings], config: MendConfig) -> list[str]:
+    """What to be wary of where options settled what the models themselves say differently."""
+    kinds = {_stated(findings, MendConfig(zero_terminal_snr=False))[0] for findings in parents} - {None}
+    if len(kinds) > 1:
+        return [
+            "models of different prediction types were averaged: the result answers with a mixture of epsilon and v, "
+            "and is likely to draw noise or mush."
+        ]
+    schedules = {_stated(findings, MendConfig(config.prediction))[1] for findings in parents} - {None}
+    if len(schedules) > 1:
+        return [
+            "models of different schedules were averaged, trained to pure noise and not: the result answers with a "
+            "mixture, worst at the noisiest steps."
+        ]
+    return []
+
+
+def _stated(findings: Findings, config: MendConfig) -> tuple[PredictionType | None, bool | None]:
+    """What a model says of itself beside what `config` settles; nothing if that leaves it undecided."""
+    try:
+        return decide(findings, config)
+    except ConfigError:
+        return None, None
 
 
 def _check_latents(sources: list[Source]) -> None:
@@ -157,11 +217,33 @@ def _check_latents(sources: list[Source]) -> None:
 def _matching(source: Source, network: Network, first: Source) -> Network:
     for other in source.networks:
         if other.name == network.name and dict(other.shapes) == dict(network.shapes):
+            _check_settings(network, other, first.findings.path, source.findings.path)
             return other
     raise ModelError(
         f"{source.findings.path} has no {network.name} of the same shape as {first.findings.path}: they cannot be "
         "merged."
     )
+
+
+def _check_settings(network: Network, other: Network, first: Path, second: Path) -> None:
+    """Raises: ModelError if two networks of one shape draw otherwise with the same weights."""
+    if network.config == other.config:
+        return
+    mine, theirs = _drawing_settings(network), _drawing_settings(other)
+    for key in sorted(mine.keys() | theirs.keys()):
+        if mine.get(key) != theirs.get(key):
+            one, two = mine.get(key, "SDXL's own"), theirs.get(key, "SDXL's own")
+            raise ModelError(
+                f"{network.name} has another {key} in {first} ({one}) than in {second} ({two}): weights trained with "
+                "the one mean something else with the other, so that they cannot be merged."
+            )
+
+
+def _drawing_settings(network: Network) -> Config:
+    """The settings without which other pictures are drawn, where shapes alone would have them wrong."""
+    name = network.name
+    settings = unseen_settings(name, network_config(name, build_network(name, network.config, "meta")))
+    return {key: value for key, value in settings.items() if any(drawing_words({name: {key: value}}))}
 
 
 def _read(networks: list[Network], combine: Combine, asked: ExportDtype | None, rule: KeyRule) -> dict[str, Tensor]:
@@ -171,7 +253,14 @@ def _read(networks: list[Network], combine: Combine, asked: ExportDtype | None, 
     merged = {}
     for name in rule.native:
         exact = combine([tensors[name] for tensors in read])
-        merged[name] = exact.to(dtype)
-        if dtype.itemsize > 1 and not bool(torch.isfinite(merged[name]).all()):
+        # Before the cast: to float8, torch's saturates. The mean of two greatest numbers may be rounded above them.
+        if not bool((exact.abs() <= _most(dtype)).all()):
             raise ExportError(f"{name} reaches {float(exact.abs().max()):.3g} when merged, which overflows {dtype}.")
+        merged[name] = exact.to(dtype)
     return merged
+
+
+def _most(dtype: torch.dtype) -> float:
+    """What in float32 is surely rounded to a finite number of the dtype, as less than half a step is."""
+    info = torch.finfo(dtype)
+    return min(info.max * (1 + info.eps / 4), torch.finfo(torch.float32).max)

@@ -394,10 +394,31 @@ def test_a_vae_that_scales_latents_otherwise_is_not_put_in(
         add_difference(tiny_folder, tiny_folder, scaled_latents, tmp_path / "added")
 
 
-@pytest.mark.parametrize("stated", [{"scaling_factor": None}, {"scaling_factor": "x"}, {"latents_mean": ["a"]}])
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"scaling_factor": None},
+        {"scaling_factor": "x"},
+        {"latents_mean": ["a"]},
+        {"scaling_factor": 10**400},
+        {"scaling_factor": 0},
+        {"scaling_factor": -1.0},
+        {"scaling_factor": float("nan")},
+        {"scaling_factor": float("inf")},
+        {"latents_mean": [0.0, 0.0, 0.0, float("nan")]},
+        {"latents_mean": [0, 0, 0, -(10**400)]},
+        {"latents_std": [1.0, 1.0, 0.0, 1.0]},
+        {"latents_std": [1.0, 1.0, 1.0, float("inf")]},
+    ],
+)
 def test_a_scale_that_is_no_number_is_named(
-    stated: dict[str, object], scaled_latents: Path, tiny_folder: Path, tmp_path: Path
+    stated: dict[str, object],
+    scaled_latents: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Zero ended in a ZeroDivisionError, four hundred digits in an OverflowError, NaN as damaged tensors."""
     place = scaled_latents / "vae" / "config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | stated))
     for command in (
@@ -406,6 +427,9 @@ def test_a_scale_that_is_no_number_is_named(
     ):
         with pytest.raises(ModelError, match="is not made of numbers"):
             command()
+    assert main(["export", str(scaled_latents), "--file", str(tmp_path / "m.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "is not made of numbers" in error and error.count("\n") == 1
 
 
 def test_an_incomplete_or_another_model_is_refused(bare: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Merges against the same arithmetic on loaded tensors, and what the result says it is."""
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sumizome.errors import ConfigError, ExportError, ModelError
 from sumizome.inspection import inspect_model
 from sumizome.mend_decision import MendConfig
 from sumizome.mending import mend_model
+from sumizome.merge_words import with_other_vae
 from sumizome.merging import add_difference, merge_weighted
 from sumizome.models.sdxl import load_model
 
@@ -114,6 +117,39 @@ def test_a_merge_names_its_parents_and_says_nothing_of_their_training(
     assert inspect_model(kept).metadata["sumizome.merge"] == told["sumizome.merge"]
 
 
+def test_names_that_are_no_text_and_licences_told_twice(tiny_file: Path, tmp_path: Path) -> None:
+    own = weights_of(tiny_file) | {mark: torch.tensor([]) for mark in MARKS[:2]}
+    one, two = tmp_path / "one.safetensors", tmp_path / os.fsdecode(b"tw\xff.safetensors")
+    save_file(own, one, metadata={"modelspec.license": "A; B", "modelspec.title": "Ink\x1b[31m\n wash"})
+    shutil.copyfile(tiny_file, two)
+    card = {"modelspec.license": "A"}
+    save_file(own, tmp_path / "three.safetensors", metadata=card)
+    paths, config = [one, two, tmp_path / "three.safetensors"], MendConfig(verify_step=False)
+    told = inspect_model(merge_weighted(paths, [1.0] * 3, tmp_path / "m.safetensors", config).mended.path).metadata
+    assert told["modelspec.license"] == "A; B"
+    assert told["modelspec.merged_from"].startswith("Ink\\x1b[31m wash, ")
+    assert told["modelspec.merged_from"].isprintable() and told["modelspec.description"].isprintable()
+    models = json.loads(told["sumizome.merge"])["models"]
+    assert models[1]["name"] == "tw\\udcff.safetensors" and models[0]["title"] == "Ink\\x1b[31m\\n wash"
+
+
+def test_another_vae_is_named(tiny_file: Path, other: Path, tmp_path: Path) -> None:
+    """A merge that got another VAE went on naming the first model's."""
+    config = MendConfig(vae=other, verify_step=False)
+    out = merge_weighted([tiny_file, tiny_file], [1.0, 1.0], tmp_path / "m.safetensors", config).mended.path
+    told = inspect_model(out).metadata
+    assert told["modelspec.description"].endswith(" The VAE is that of other.")
+    assert json.loads(told["sumizome.merge"])["vae"] == "other.safetensors"
+    again = with_other_vae(told, Path("new/sdxl.vae.safetensors"))
+    assert again["modelspec.description"].endswith(" The VAE is that of sdxl.vae.")
+    assert again["modelspec.description"].count("VAE") == 1
+    assert json.loads(again["sumizome.merge"]) == json.loads(told["sumizome.merge"]) | {"vae": "sdxl.vae.safetensors"}
+    mended = mend_model(out, tmp_path / "n.safetensors", MendConfig(vae=tiny_file, verify_step=False)).path
+    assert inspect_model(mended).metadata["modelspec.description"].endswith(f" The VAE is that of {tiny_file.stem}.")
+    plain = {"modelspec.description": "Mine. The VAE is that of SDXL."}
+    assert with_other_vae(plain, other) == plain
+
+
 def test_a_folder_and_a_file_merge_into_a_folder(
     tiny_folder: Path, other: Path, tiny_file: Path, tmp_path: Path
 ) -> None:
@@ -149,7 +185,56 @@ def test_a_mean_of_epsilon_and_v_is_refused_unless_asked_for(
     with pytest.raises(ConfigError, match="do not predict the same"):
         merge_weighted(paths, [1.0, 1.0], tmp_path / "m.safetensors")
     merged = merge_weighted(paths, [1.0, 1.0], tmp_path / "m.safetensors", MendConfig("v", True))
-    assert "mixture" in merged.warnings[0]
+    assert "mixture of epsilon and v" in merged.warnings[0]
+
+
+def test_what_options_settle_is_no_difference(tiny_file: Path, other: Path, tmp_path: Path) -> None:
+    """A model marked v_pred alone was "epsilon and v" beside one with ztsnr, and drew a warning of mush."""
+    marked = tmp_path / "v.safetensors"
+    save_file(weights_of(tiny_file) | {"v_pred": torch.tensor([])}, marked)
+    config = MendConfig(zero_terminal_snr=True, verify_step=False)
+    merged = merge_weighted([other, marked], [1.0, 1.0], tmp_path / "m.safetensors", config)
+    assert merged.warnings == () and inspect_model(merged.mended.path).zero_terminal_snr
+
+
+def changed_folder(folder: Path, out: Path, file: str, **values: object) -> Path:
+    shutil.copytree(folder, out)
+    config = out / file
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    return out
+
+
+def test_two_schedules_are_named_as_what_differs(tiny_folder: Path, tmp_path: Path) -> None:
+    own = {"rescale_betas_zero_snr": False, "trained_betas": None}
+    place = "scheduler/scheduler_config.json"
+    plain = changed_folder(tiny_folder, tmp_path / "plain", place, **own)
+    out = tmp_path / "m.safetensors"
+    with pytest.raises(ConfigError, match=r"different schedules.*--no-zero-terminal-snr"):
+        merge_weighted([tiny_folder, plain], [1.0, 1.0], out)
+    settled = MendConfig(zero_terminal_snr=True, verify_step=False)
+    warnings = merge_weighted([tiny_folder, plain], [1.0, 1.0], out, settled).warnings
+    assert len(warnings) == 1 and "schedules" in warnings[0] and "epsilon" not in warnings[0]
+    longer = changed_folder(tiny_folder, tmp_path / "longer", place, beta_end=0.02)
+    with pytest.raises(ConfigError, match="different betas"):
+        merge_weighted([tiny_folder, longer], [1.0, 1.0], tmp_path / "n.safetensors")
+
+
+def test_networks_that_draw_otherwise_with_the_same_weights_are_refused(
+    tiny_folder: Path, tiny_file: Path, tmp_path: Path
+) -> None:
+    """One activation was taken for the other's, and no word."""
+    odd = changed_folder(tiny_folder, tmp_path / "odd", "text_encoder/config.json", hidden_act="relu")
+    out = tmp_path / "m.safetensors"
+    with pytest.raises(
+        ModelError, match=r"text_encoder has another hidden_act in .*tiny.* \(SDXL's own\) .*odd \(relu"
+    ):
+        merge_weighted([tiny_file, odd], [1.0, 1.0], out)
+    with pytest.raises(ModelError, match="hidden_act"):
+        add_difference(tiny_folder, tiny_file, odd, out)
+    canvas = changed_folder(tiny_folder, tmp_path / "canvas", "unet/config.json", sample_size=64, upcast_attention=True)
+    merge_weighted([tiny_file, canvas], [1.0, 1.0], out, MendConfig(verify_step=False))
+    alike = mend_model(odd, tmp_path / "odd.safetensors", MendConfig(verify_step=False)).path
+    merge_weighted([odd, alike], [1.0, 1.0], tmp_path / "n.safetensors", MendConfig(verify_step=False))
 
 
 def test_what_cannot_be_merged_is_refused(tiny_file: Path, other: Path, tmp_path: Path) -> None:
@@ -174,6 +259,50 @@ def test_what_cannot_be_merged_is_refused(tiny_file: Path, other: Path, tmp_path
     with pytest.raises(ModelError, match="no text_encoder"):
         merge_weighted([places[0], tmp_path / "u.safetensors"], [1.0, 1.0], out, config)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([1e308, 1e308], "their sum must be finite"),
+        ([float("inf"), 1.0], "must be finite"),
+        ([float("nan"), 1.0], "must be finite"),
+        ([1e308, -1e308, 1e-10], "nearly cancel"),
+    ],
+)
+def test_weights_that_no_float_holds_are_refused(
+    tiny_file: Path, tmp_path: Path, weights: list[float], words: str
+) -> None:
+    """The first made a model of zeros, in silence."""
+    with pytest.raises(ConfigError, match=words):
+        merge_weighted([tiny_file] * len(weights), weights, tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "1e39"])
+def test_a_scale_that_float32_does_not_hold_is_refused(
+    tiny_file: Path, tmp_path: Path, scale: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    difference = ["--add", str(tiny_file), "--minus", str(tiny_file), "--scale", scale]
+    assert main(["merge", str(tiny_file), *difference, "--out", str(tmp_path / "m.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "must be a finite number" in error and error.count("\n") == 1
+
+
+def test_what_float8_does_not_hold_is_refused_and_its_greatest_number_is_kept(tiny_file: Path, tmp_path: Path) -> None:
+    """torch's cast to float8 saturates: a sum of 1024 became 448, and no word."""
+    name, out = "model.diffusion_model.out.2.bias", tmp_path / "m.safetensors"
+    whole, paths = weights_of(tiny_file), []
+    for number in (448.0, 288.0, -288.0):
+        paths.append(tmp_path / f"{number}.safetensors")
+        save_file(whole | {name: torch.full_like(whole[name], number).to(torch.float8_e4m3fn)}, paths[-1])
+    config = MendConfig("v", True, verify_step=False)
+    with pytest.raises(ExportError, match=r"reaches 1\.02e\+03 when merged, which overflows torch.float8_e4m3fn"):
+        add_difference(*paths, out, config)
+    # 448 and 448, with shares whose mean float32 rounds to above 448.
+    greatest = torch.tensor([448.0])
+    share = next(k / 100 for k in range(1, 100) if float(k / 100 * greatest + (1 - k / 100) * greatest) > 448)
+    merge_weighted([paths[0]] * 2, [share, 1 - share], out, config)
+    assert weights_of(out)[name].float().eq(448).all()
 
 
 def test_what_is_asked_for_is_rounded_once_from_float32(tiny_file: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Owns what each figure shows and how its number is taken; layout is `labelled`'s,
 pictures share their seeds between what is compared, so that the start of sampling is all that differs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,7 @@ from sumizome.inference import (
     initial_noise,
     native_canvas,
 )
+from sumizome.models.architecture import latent_canvas
 from sumizome.models.sdxl import SDXLModel
 from sumizome.models.vae import decode_latents, encode_pixels, latent_statistics, normalise, vae_factor
 from sumizome.seeds import generator
@@ -144,10 +146,11 @@ def surviving_mean_error(latents: Latents, sigma: float, draws: int = 16) -> flo
 def matched_sigma(model: SDXLModel, sigma: float) -> float:
     """The sigma that leaves as much of a flat colour on the model's own canvas as `sigma` does on SDXL's.
 
-    The mean over n × n latents has noise sigma / n, so this is sigma·n/128: `sigma` itself for SDXL.
-    Source: report §2.3.
+    The mean over n × n latents has noise sigma / n, so this is sigma·n/128: `sigma` itself for SDXL. Of another
+    shape, n is the root of their number. Source: report §2.3.
     """
-    return sigma * int(model.unet.config["sample_size"]) / _SDXL_LATENT_SIDE
+    height, width = latent_canvas(dict(model.unet.config))
+    return sigma * math.sqrt(height * width) / _SDXL_LATENT_SIDE
 
 
 def _sigma_words(model: SDXLModel, sigma: float) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "LatentScale",
     "clip_config",
     "head_width",
+    "latent_canvas",
     "latent_scale",
     "native_side",
     "norm_groups",
@@ -38,25 +39,29 @@ def latent_scale(vae: Config) -> LatentScale:
     """What a VAE's configuration says of its latents: two that differ here do not fit one U-Net.
 
     Where no factor stands, diffusers takes Stable Diffusion 1's.
-    Raises: ModelError where something else than numbers stands.
+    Raises: ModelError where something else than numbers stands, or numbers that latents cannot be scaled by.
     """
     factor = vae.get("scaling_factor", 0.18215)
     mean, std = (vae.get(name) or () for name in ("latents_mean", "latents_std"))
-    if not _is_number(factor) or not all(isinstance(each, list | tuple) for each in (mean, std)):
+    if not all(isinstance(each, list | tuple) for each in (mean, std)):
         raise ModelError(_NO_SCALE)
-    if not all(map(_is_number, [*mean, *std])):
+    if not all(_is_number(scale, 1 / _MOST_SCALE) for scale in [factor, *std]):
+        raise ModelError(_NO_SCALE)
+    if not all(_is_number(each, -_MOST_SCALE) for each in mean):
         raise ModelError(_NO_SCALE)
     return float(factor), *((tuple(map(float, mean)), tuple(map(float, std))) if mean and std else ((), ()))
 
 
 _NO_SCALE = (
-    "the VAE's scaling_factor, latents_mean or latents_std is not made of numbers; its config.json is damaged: "
-    "copy the model again"
+    "the VAE's scaling_factor, latents_mean or latents_std is not made of numbers that latents can be scaled by "
+    "(finite, the factor and deviations above 0); its config.json is damaged: copy the model again"
 )
+_MOST_SCALE = 1e6
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object, least: float) -> bool:
+    # Compared, not converted: a whole number may be larger than any float. NaN is in no range.
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _MOST_SCALE
 
 
 def head_width(channels: int) -> int:
@@ -81,6 +86,27 @@ def time_id_dim(channels: int) -> int:
 def native_side(channels: int) -> int:
     """Side of the latents that a model was made for, diffusers' default canvas: 128 for SDXL, 16 if small."""
     return 128 if channels >= 320 else 16
+
+
+MOST_LATENT_SIDE = 512
+"""Of the canvas that a configuration may ask for: 4096 px with SDXL's VAE. It is drawn where no other is asked for."""
+
+
+def latent_canvas(unet: Config) -> tuple[int, int]:
+    """The (height, width) in latents that a U-Net was made for: its `sample_size`, one side or both.
+
+    Where none stands, as diffusers allows, it is what the rule gives. Raises: ModelError for anything else.
+    """
+    stated = unet.get("sample_size")
+    if stated is None:
+        stated = native_side(max(unet["block_out_channels"]))
+    sides = tuple(stated) if isinstance(stated, list | tuple) else (stated, stated)
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= MOST_LATENT_SIDE for side in sides):
+        raise ModelError(
+            f"the U-Net's sample_size is {str(stated)[:40]!r}, which is no canvas: a side in latents, or height and "
+            f"width, from 1 to {MOST_LATENT_SIDE}. Correct it in unet/config.json, or use another copy."
+        )
+    return sides[0], sides[1]
 
 
 def unet_config(

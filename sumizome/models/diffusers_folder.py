@@ -24,6 +24,7 @@ from sumizome.diffusion.schedule import (
 )
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config, clip_config
+from sumizome.models.expected import check_counts
 from sumizome.models.folder_files import read_index, read_json, weight_files, weights_path
 from sumizome.models.infer_config import LATENT_CHANNELS
 from sumizome.models.key_map import native_name
@@ -41,8 +42,9 @@ class DiffusersFolder:
     path: Path
 
     def config(self, name: str) -> Config:
-        """The network's config.json. Raises: ModelError if it is missing or has tokens that CLIP does not."""
+        """The network's config.json. Raises: ModelError if it is missing, or for no network that could be built."""
         config = read_json(self.path / name / "config.json", f"SDXL's {name} belongs there")
+        check_counts(name, config)
         rows = config.get("vocab_size", 49408)
         if rows != 49408:
             raise ModelError(

@@ -5,12 +5,13 @@ Owns the tables against which a file's header is checked. Names are native (diff
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from sumizome.errors import ModelError
 from sumizome.models.architecture import Config
 from sumizome.models.key_map import KeyRule, key_rules
 
-__all__ = ["expected_original", "expected_shapes"]
+__all__ = ["check_counts", "check_time_features", "expected_original", "expected_shapes"]
 
 Shape = tuple[int, ...]
 _Named = Iterator[tuple[str, Shape]]
@@ -19,23 +20,73 @@ _Named = Iterator[tuple[str, Shape]]
 def expected_shapes(network: str, config: Config) -> dict[str, Shape]:
     """Every tensor of `network` (unet, vae, text_encoder, text_encoder_2) by its native name.
 
-    Raises: ModelError for a configuration of another architecture.
+    Raises: ModelError for a configuration of another architecture, or of a network that nobody could build.
     """
+    check_counts(network, config)
     try:
-        match network:
-            case "unet":
-                return dict(_unet(config))
-            case "vae":
-                return dict(_vae(config))
-        return dict(_clip(config, projects=network == "text_encoder_2"))
+        shapes = dict(_named(network, config))
+        for name, shape in shapes.items():
+            if not all(type(side) is int and 0 < side <= _WIDEST for side in shape):
+                raise ValueError(f"{name} would have no shape")
+        return shapes
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"the configuration of {network} is not one of SDXL's architecture: {error!r}.") from error
+
+
+_COUNTS = {"layers_per_block": 16, "transformer_layers_per_block": 64, "num_hidden_layers": 128}
+"""At most; SDXL's largest are 2, 10 and 32."""
+_LEVELS = 8
+_WIDEST = 2**20
+
+
+def check_counts(network: str, config: Config) -> None:
+    """Raises: ModelError where a configuration asks for so many blocks that listing or building them does not end."""
+    levels = config.get("block_out_channels")
+    counts = [(key, number, most) for key, most in _COUNTS.items() for number in _numbers(config.get(key))]
+    counts += [("block_out_channels", len(levels), _LEVELS)] if isinstance(levels, list | tuple) else []
+    for key, number, most in counts:
+        if not number <= most:
+            raise ModelError(
+                f"the configuration of {network} is not one of SDXL's architecture: {key} asks for "
+                f"{str(number)[:20]}, at most {most} are known. Copy the model again."
+            )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def check_time_features(unet: Config, pooled: int) -> None:
+    """`pooled`: width of what the second text encoder projects to, which the U-Net sees beside six time ids.
+
+    Raises: ModelError if the U-Net takes another number of features than these are.
+    """
+    features, taken = unet["addition_time_embed_dim"], unet["projection_class_embeddings_input_dim"]
+    if taken != pooled + 6 * features:
+        raise ModelError(
+            f"the U-Net takes {taken} features beside the prompt, but the text encoder gives {pooled} and six time "
+            f"ids of {features} (unet addition_time_embed_dim) {6 * features}: they do not belong together. Use "
+            "another copy of the model."
+        )
 
 
 def expected_original(network: str, config: Config) -> dict[str, Shape]:
     """Every tensor of `network` in the original single-file layout, with its prefix."""
     native = expected_shapes(network, config)
     return {rule.original: _stored(rule, native[_own(rule)]) for rule in key_rules(network, native)}
+
+
+def _named(network: str, config: Config) -> _Named:
+    match network:
+        case "unet":
+            return _unet(config)
+        case "vae":
+            return _vae(config)
+    return _clip(config, projects=network == "text_encoder_2")
 
 
 def _own(rule: KeyRule) -> str:
@@ -93,12 +144,16 @@ def _unet(config: Config) -> _Named:
     down_types, up_types = config["down_block_types"], config["up_block_types"]
     if not all(type(number) is int for number in (layers, context, *channels, *depths)):
         raise ValueError("blocks with depths of their own, as in distilled models")
+    projected = config["projection_class_embeddings_input_dim"]
+    # Settings of a single file are nobody's: with no features left for the prompt, nothing could be drawn.
+    if projected <= 6 * (config.get("addition_time_embed_dim") or 0):
+        raise ValueError("six time ids of addition_time_embed_dim take more features than there are")
     levels = len(channels)
     first, last = channels[0], channels[-1]
     time = 4 * first
 
     yield from _conv("conv_in", config.get("in_channels", 4), first)
-    for name, into in (("time_embedding", first), ("add_embedding", config["projection_class_embeddings_input_dim"])):
+    for name, into in (("time_embedding", first), ("add_embedding", projected)):
         yield from _linear(f"{name}.linear_1", into, time)
         yield from _linear(f"{name}.linear_2", time, time)
 

@@ -6,12 +6,11 @@ into the VAE, or refused, because no other program would draw rightly.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sumizome.errors import ModelError
-from sumizome.models.architecture import Config
+from sumizome.models.architecture import MOST_LATENT_SIDE, Config, latent_canvas
 from sumizome.models.expected import expected_original
 from sumizome.models.infer_config import file_config
 
@@ -44,6 +43,8 @@ _ASSUMED: dict[str, Config] = {
         "addition_time_embed_dim": 256,
         "norm_eps": 1e-5,
         "act_fn": "silu",
+        "timestep_post_act": None,
+        "time_embedding_act_fn": None,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "downsample_padding": 1,
@@ -61,26 +62,67 @@ _ASSUMED: dict[str, Config] = {
 _DRAWS_THE_SAME = ("sample_size", "upcast_attention", "force_upcast")
 """A default canvas, and precision."""
 _MOST = 4096
-"""Of a number in a file that anybody may have written."""
-_NAME = re.compile(r"\w{1,40}", re.ASCII)
-"""Of a function; it is printed."""
+_RANGES: dict[str, tuple[float, float]] = {
+    "sample_size": (1, MOST_LATENT_SIDE),
+    "addition_time_embed_dim": (4, _MOST),
+    "freq_shift": (0, 1),
+    "downsample_padding": (0, 1),
+    "norm_eps": (1e-15, 1),
+    "layer_norm_eps": (1e-15, 1),
+    "mid_block_scale_factor": (1e-3, 1e3),
+    "resnet_out_scale_factor": (1e-3, 1e3),
+}
+"""Of numbers in a file that anybody may have written: with others a network draws nothing, or not-a-numbers. Numbers
+that are not here, of heads and groups, are 1 to `_MOST`."""
+_DIFFUSERS_FUNCTIONS = frozenset({"gelu", "mish", "relu", "silu", "swish"})
+_CLIP_FUNCTIONS = _DIFFUSERS_FUNCTIONS | {
+    *("gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh"),
+    *("hardswish", "laplace", "leaky_relu", "linear", "quick_gelu", "relu2", "relu6", "sigmoid", "sqrtsoftplus"),
+    "tanh",
+}
+"""What transformers knows, but for functions with weights of their own, which no layout has a place for."""
+_FUNCTIONS = {
+    "act_fn": _DIFFUSERS_FUNCTIONS,
+    "timestep_post_act": _DIFFUSERS_FUNCTIONS,
+    "time_embedding_act_fn": _DIFFUSERS_FUNCTIONS,
+    "hidden_act": _CLIP_FUNCTIONS,
+}
+_SWISH = "swish"
+"""silu by its other name."""
 
 
 def unseen_settings(name: str, config: Config) -> Config:
     """Those of a network's settings that a reader of its shapes alone would get wrong; mostly none.
 
     `config` is the built network's: what a config.json leaves out is the library's default, not SDXL's value.
+    Raises: ModelError for a value that no file can say.
     """
     assumed = _ASSUMED[name] | file_config(name, expected_original(name, config))
     told = {key: _plain(key, config.get(key), config) for key in _ASSUMED[name]}
-    return {key: value for key, value in told.items() if value not in (None, _plain(key, assumed[key], config))}
+    other = {key: value for key, value in told.items() if value not in (None, _plain(key, assumed[key], config))}
+    for key, value in other.items():
+        if not _fits(name, key, value):
+            raise ModelError(
+                f"the configuration of {name} sets {key} to {str(value)[:40]!r}, which no single file can say: correct "
+                "its config.json, or write a diffusers folder."
+            )
+    return other
 
 
 def _plain(key: str, value: Any, config: Config) -> Any:
-    """A value as JSON gives it back; one number of heads stands for every level."""
+    """A value as JSON gives it back, the same for the same meaning: one number of heads stands for every level."""
+    if key == "sample_size":
+        height, width = latent_canvas(config | {key: value})
+        return height if height == width else [height, width]
+    if key in _FUNCTIONS and isinstance(value, str):
+        return _function(value)
     if key == "attention_head_dim" and isinstance(value, int):
         return [value] * len(config["block_out_channels"])
     return list(value) if isinstance(value, tuple) else value
+
+
+def _function(name: str) -> str:
+    return "silu" if name.lower() == _SWISH else name.lower()
 
 
 def says_zeros(settings: Settings) -> bool:
@@ -107,23 +149,36 @@ def stated_settings(metadata: Mapping[str, str]) -> dict[str, Config]:
         raise ModelError(f"its metadata {SETTINGS_KEY} is no table of settings by network. Use another copy.")
     for name, own in found.items():
         for key, value in own.items():
-            if not _fits(value, _ASSUMED.get(name, {}).get(key)):
+            if not _fits(name, key, value):
                 raise ModelError(
                     f"its metadata {SETTINGS_KEY} sets {f'{name}.{key}'[:80]!r} to {str(value)[:40]!r}, which "
                     "is not known here. Use a newer Sumizome, or the model as a diffusers folder."
                 )
-    return found
+    return {name: {key: value for key, value in own.items() if not _is_own(key, value)} for name, own in found.items()}
 
 
-def _fits(value: Any, assumed: Any) -> bool:
-    if isinstance(assumed, str):
-        return isinstance(value, str) and bool(_NAME.fullmatch(value))
+def _is_own(key: str, value: Any) -> bool:
+    """Whether this is SDXL's own function by another name, which no reader draws otherwise with."""
+    return key == "act_fn" and _function(value) == "silu"
+
+
+def _fits(name: str, key: str, value: Any) -> bool:
+    """Whether this can be a network's setting, as JSON gives it."""
+    if key not in _ASSUMED.get(name, {}):
+        return False
+    if key in _FUNCTIONS:
+        return isinstance(value, str) and value in _FUNCTIONS[key]
+    assumed = _ASSUMED[name][key]
     if isinstance(assumed, bool):
         return isinstance(value, bool)
-    if isinstance(assumed, tuple):
-        return isinstance(value, list) and 0 < len(value) <= 10 and all(_fits(one, assumed[0]) for one in value)
-    numbers = (int, float) if isinstance(assumed, float) else (int,)
-    return assumed is not None and type(value) in numbers and 0 <= value <= _MOST
+    least, most = _RANGES.get(key, (1, _MOST))
+    kinds = (int, float) if isinstance(assumed, float) else (int,)
+    numbers = value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        lengths = range(1, 11) if isinstance(assumed, tuple) else (2,) if key == "sample_size" else ()
+    else:
+        lengths = () if isinstance(assumed, tuple) else (1,)
+    return len(numbers) in lengths and all(type(one) in kinds and least <= one <= most for one in numbers)
 
 
 def settings_words(settings: Settings) -> Iterator[str]:
