@@ -27,7 +27,7 @@ from sumizome.data.latent_plan import (
 )
 from sumizome.data.manifest import ManifestRows
 from sumizome.data.reject_table import write_rejects
-from sumizome.data.retried import Readable, count_readable, rejects_of
+from sumizome.data.retried import MAY_PASS, Readable, count_readable, rejects_of
 from sumizome.data.reuse import Stock, Waste, commit_kept, find_stock, own_units, remove_unused
 from sumizome.data.shards import UnitRecord, unit_paths, verify_unit
 from sumizome.errors import ConfigError, DataError, ShardError
@@ -51,6 +51,10 @@ class PrepareProgress:
     rejected: int = 0
     found: int = 0
     """Of both, those that an earlier run, or another one at the same time, had finished."""
+    begun_with: int = 0
+    """Latents, in pictures, that were there when this run began."""
+    may_pass: int = 0
+    """Of the rejected, those whose reason may pass, such as a missing file. Counted at the beginning and the end."""
     vae_seconds: float = 0.0
     """The VAE's own time in this run, of all its workers."""
     notes: tuple[str, ...] = ()
@@ -88,7 +92,8 @@ def prepare_latents(
     time, and share the work.
 
     `retry_rejects` makes a new generation of finished latents if any picture that they lack, for a reason of its file,
-    can be read now. What is there stays; the fingerprint becomes another, because there are more pictures.
+    can be read now. What is there stays; the fingerprint becomes another, because there are more pictures. If none was
+    gained in the end, the generation of before stays the finished one.
     Raises: ConfigError if a setting or `out` cannot be. ShardError if `out` was begun with other settings, or is to be
         retried and not finished. DataError if
         the disk cannot be written, if too many pictures of a unit fail, or if none at all is left.
@@ -99,15 +104,16 @@ def prepare_latents(
     work = Work(manifest, out, plan, stock.missing(len(manifest)), config, _rejected_before(out, plan))
     records, damaged = _survey(work)
     progress = _progress(plan, records, (*notes, *damaged))
+    progress = replace(progress, begun_with=progress.written)
     yield progress
     left = [number for number in plan.new_units if number not in records]
     for event in (executor or LocalExecutor()).make(work, vae, left):
         progress = progress.after(event)
         yield progress
-    waste, records = _finish(work, stock)
+    plan, records, told = _finish(work, stock)
     # Counted anew from the records: of several workers, each tells only what it saw.
-    counted = _progress(plan, records, _told(waste))
-    progress = replace(counted, found=progress.found, vae_seconds=progress.vae_seconds)
+    counted = _progress(plan, records, told)
+    progress = replace(counted, found=progress.found, begun_with=progress.begun_with, vae_seconds=progress.vae_seconds)
     if progress.written == 0:
         raise DataError(
             f"none of the {len(manifest)} pictures could be prepared; {out / 'rejects.csv'} says why of each"
@@ -186,9 +192,9 @@ def _begin(
             if plan != plans[0]:
                 _check_alone(out, leases)
             if not retry_rejects or _is_begun_retry(out, plan):
-                return plan, stock, ()
+                return plan, stock, (_GOES_ON,) if _before_retry(out, plan) else ()
             readable = _look_again(out, plan, manifest)
-            notes = [_in_words(readable)]
+            notes = _in_words(readable)
             if not readable.now:
                 return plan, stock, tuple(notes)
         if plans:
@@ -203,8 +209,8 @@ def _begin(
         if first:
             generation = 1 + max(plan.generation for plan in plans)
             plan = replace(plan, generation=generation, kept_units=first, kept_images=len(stock.place))
+        _forget_units(out, first)  # before the plan: those of a discarded retry would pass for this one's
         write_plan(out, plan, finished=False)
-        _forget_units(out, first)
         if first:
             notes.append(f"{len(stock.place):,} of {len(manifest):,} pictures have their latents already")
         return plan, stock, (*notes, *(f"made anew: {text}" for text in stock.damaged))
@@ -229,13 +235,23 @@ def _is_begun_retry(out: Path, plan: CachePlan) -> bool:
     """
     if not _has_plan(out, finished=False) or load_plan(out, finished=False) != plan:
         return False
-    finished = load_plan(out) if _has_plan(out, finished=True) else None
-    if finished is None or (finished != plan and finished.fingerprint.retries == plan.fingerprint.retries):
+    if not _is_finished(out, plan) and _before_retry(out, plan) is None:
         raise ShardError(
             f"{out} is not finished, so nothing is to be tried again yet; run `{plan.command}` to its end, "
             "then once more with --retry-rejects"
         )
     return True
+
+
+def _before_retry(out: Path, plan: CachePlan) -> CachePlan | None:
+    """The finished plan whose rejected pictures this one tries again; None if it does something else."""
+    if not _has_plan(out, finished=True):
+        return None
+    finished, now = load_plan(out), plan.fingerprint
+    is_retry = (
+        finished.fingerprint.manifest_digest == now.manifest_digest and finished.fingerprint.retries < now.retries
+    )
+    return finished if is_retry else None
 
 
 def _look_again(out: Path, plan: CachePlan, manifest: ManifestRows) -> Readable:
@@ -244,15 +260,35 @@ def _look_again(out: Path, plan: CachePlan, manifest: ManifestRows) -> Readable:
     return count_readable(manifest, whole.missing(len(manifest)), rejects_of(out, plan))
 
 
-def _in_words(found: Readable) -> str:
+_ANOTHER_SET = "the latents are another data set, and a run that trained on them will not go on"
+_GOES_ON = f"goes on with rejected pictures that were being tried again: with any that it adds {_ANOTHER_SET}"
+
+
+def _in_words(found: Readable) -> list[str]:
     if not found.rejected:
-        return "no picture was rejected for a reason that may pass, such as a missing file: nothing is changed"
-    if not found.now:
-        return f"of {found.rejected:,} rejected pictures whose reason may pass none can be read now: nothing is changed"
-    return (
-        f"{found.now:,} of {found.rejected:,} rejected pictures whose reason may pass can be read now: with them the "
-        "latents are another data set, and a run that trained on them will not go on"
-    )
+        return ["no picture was rejected for a reason that may pass, such as a missing file: nothing is changed"]
+    pictures = "rejected picture" if found.rejected == 1 else "rejected pictures"
+    away = found.rejected - found.now - found.changed
+    notes = []
+    if found.now:
+        count = f"{found.now:,} of {found.rejected:,}" if found.rejected > 1 else "the one"
+        them = "it" if found.now == 1 else "them"
+        notes.append(f"{count} {pictures} whose reason may pass can be read now: with {them} {_ANOTHER_SET}")
+    elif not found.changed and found.rejected == 1:
+        notes.append("the one rejected picture whose reason may pass cannot be read now: nothing is changed")
+    elif not found.changed:
+        notes.append(f"of {found.rejected:,} {pictures} whose reason may pass none can be read now: nothing is changed")
+    else:
+        notes.append("no rejected picture can be tried again now: nothing is changed")
+        notes += [f"{away:,} {'picture' if away == 1 else 'pictures'} cannot be read"] if away else []
+    if found.changed == 1:
+        notes.append(f"1 picture is there but no longer the file that was ingested: {_INGEST}")
+    elif found.changed:
+        notes.append(f"{found.changed:,} pictures are there but no longer the files that were ingested: {_INGEST}")
+    return notes
+
+
+_INGEST = "run `sumizome ingest` again, then prepare"
 
 
 def _rejected_before(out: Path, plan: CachePlan) -> frozenset[tuple[int, str]]:
@@ -326,26 +362,56 @@ def _survey(work: Work) -> tuple[dict[int, UnitRecord], list[str]]:
 def _progress(plan: CachePlan, records: dict[int, UnitRecord], notes: tuple[str, ...]) -> PrepareProgress:
     written = plan.kept_images + sum(record.written for record in records.values())
     rejected = sum(len(record.rejects) for record in records.values())
-    return PrepareProgress(plan.images, written, rejected, written + rejected, notes=notes)
+    may_pass = sum(reject.reason in MAY_PASS for record in records.values() for reject in record.rejects)
+    return PrepareProgress(plan.images, written, rejected, written + rejected, may_pass=may_pass, notes=notes)
 
 
 # ── The end ──
 
 
-def _finish(work: Work, stock: Stock) -> tuple[Waste, dict[int, UnitRecord]]:
-    """Puts the finished generation in the place of the one before, and says what of that is left over."""
+def _finish(work: Work, stock: Stock) -> tuple[CachePlan, dict[int, UnitRecord], tuple[str, ...]]:
+    """Puts the finished generation in the place of the one before: its plan, its records, what a user should be told.
+
+    A retry that gained no picture is discarded: those are the plan and the records of before, which stay.
+    """
     out, plan = work.out, work.plan
     with Leases(lease_folder(out)) as leases, leases.holding("plan"):
-        commit_kept(out, plan, stock, work.manifest)
+        discarded = _discard_if_vain(out, plan)
+        if discarded is None:
+            commit_kept(out, plan, stock, work.manifest)
+        else:
+            plan = discarded
         records = {number: verify_unit(out, plan, number, "size") for number in plan.new_units}
         rejects = (each for _, record in sorted(records.items()) for each in record.rejects)
         write_rejects(out / "rejects.csv", rejects, work.manifest.sources)
+        leases.remove_dead()
+        if discarded is not None:
+            return plan, records, (_IN_VAIN,)
         if not _is_finished(out, plan):
             write_plan(out, plan)
         plan_path(out, finished=False).unlink(missing_ok=True)
-        waste = remove_unused(out, plan)
-        leases.remove_dead()
-    return waste, records
+        return plan, records, _told(remove_unused(out, plan))
+
+
+_IN_VAIN = (
+    "none of the rejected pictures could be read and encoded in the end: the latents stay as they were; "
+    "try again with --retry-rejects once the files are there"
+)
+
+
+def _discard_if_vain(out: Path, plan: CachePlan) -> CachePlan | None:
+    """Discards a retry whose units hold no latent; returns the finished plan, which stays. None if it is none such.
+
+    Its units are left: whoever shares this work still looks for them, and the next preparation removes them.
+    """
+    if (before := _before_retry(out, plan)) is None:
+        return None
+    at_work = _has_plan(out, finished=False) and load_plan(out, finished=False) == plan
+    if at_work:  # else somebody who shares it was here before
+        if any(verify_unit(out, plan, number, "size").written for number in plan.new_units):
+            return None
+        plan_path(out, finished=False).unlink()
+    return before
 
 
 def _told(waste: Waste) -> tuple[str, ...]:

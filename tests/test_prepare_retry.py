@@ -11,26 +11,31 @@ from diffusers import AutoencoderKL
 from preparing import (
     CONFIG,
     COUNT,
+    draw_picture,
     drawn_set,
     exit_code,
     finish,
     killed_at_replace,
     killed_at_unlink,
+    manifest_of,
     small_vae,
     start_preparer,
     tree_digest,
 )
 from test_prepare_update import encoded, samples
 
+from sumizome import prepare_unit
 from sumizome.cli.prepare import Command, run
+from sumizome.data.image_rejected import ImageRejected
 from sumizome.data.latent_plan import Fingerprint, load_plan
 from sumizome.data.latents import open_latents
 from sumizome.data.manifest import Manifest, write_manifest
 from sumizome.data.reject_table import read_rejects
+from sumizome.data.retried import Readable
 from sumizome.data.sealed_json import digest_of
 from sumizome.data.store import LocalStore
 from sumizome.errors import DataError, ShardError
-from sumizome.prepare import prepare_latents
+from sumizome.prepare import _in_words, prepare_latents
 from sumizome.prepare_store import prepared_to_store
 
 __all__ = ["encoded"]
@@ -129,7 +134,11 @@ def test_where_nothing_can_be_read_nothing_is_changed(case: Case, tmp_path: Path
     out = Path(shutil.copytree(case.lacking, tmp_path / "out"))
     still = without(case, tmp_path)
     first, *_ = prepare_latents(still, case.vae, out, CONFIG, retry_rejects=True)
-    assert first.notes == ("of 4 rejected pictures whose reason may pass none can be read now: nothing is changed",)
+    assert first.notes == (
+        "no rejected picture can be tried again now: nothing is changed",
+        "3 pictures cannot be read",
+        "1 picture is there but no longer the file that was ingested: run `sumizome ingest` again, then prepare",
+    )
     assert tree_digest(out / "units") == tree_digest(case.lacking / "units")
     assert (out / "latents.json").read_bytes() == (case.lacking / "latents.json").read_bytes()
     whole = Path(shutil.copytree(case.fresh, tmp_path / "whole"))
@@ -204,17 +213,191 @@ def test_several_preparers_share_one_retry(case: Case, tmp_path: Path) -> None:
     assert load_plan(out).fingerprint.retries == 1
 
 
+# ── A retry that gains nothing ──
+
+
+def begun_in_vain(case: Case, tmp_path: Path) -> tuple[Path, Manifest]:
+    """(latents whose rejects were being tried again, the manifest with the pictures away once more)."""
+    out = Path(shutil.copytree(case.lacking, tmp_path / "out"))
+    steps = prepare_latents(case.manifest, case.vae, out, CONFIG, retry_rejects=True)
+    next(steps)
+    steps.close()
+    assert (out / "latents.next.json").exists()
+    return out, without(case, tmp_path)
+
+
+def latent_files(out: Path) -> dict[str, str]:
+    """All but the rejects, which name the folder of the pictures."""
+    return {name: digest for name, digest in tree_digest(out).items() if name != "rejects.csv"}
+
+
+def test_a_retry_that_gains_nothing_leaves_the_latents_as_they_were(case: Case, tmp_path: Path) -> None:
+    out, away = begun_in_vain(case, tmp_path)
+    first, *_, last = prepare_latents(away, case.vae, out, CONFIG)
+    assert "goes on with rejected pictures that were being tried again" in first.notes[0]
+    assert "a run that trained on them will not go on" in first.notes[0]
+    assert len(last.notes) == 1 and "the latents stay as they were" in last.notes[0]
+    assert (last.written, last.rejected, last.begun_with) == (COUNT - 5, 5, COUNT - 5)
+    assert open_latents(out).fingerprint == open_latents(case.lacking).fingerprint
+    assert reasons(out) == reasons(case.lacking) and not (out / "latents.next.json").exists()
+    # Nothing of the discarded retry passes for the next one's.
+    finish(case.manifest, case.vae, out, retry_rejects=True)
+    assert tree_digest(out) == tree_digest(case.retried)
+
+
+VAIN_RENAMES = 3 + 1
+"""of a retry that gains nothing: the new unit, the rejects"""
+
+
+@pytest.mark.parametrize(
+    "kill", [*(killed_at_replace(number, after=True) for number in range(VAIN_RENAMES)), killed_at_unlink(0), None]
+)
+def test_a_retry_that_gains_nothing_is_discarded_wherever_it_is_killed(
+    case: Case, tmp_path: Path, kill: object
+) -> None:
+    out, away = begun_in_vain(case, tmp_path)
+    code = exit_code(start_preparer(away, case.vae, out, arrange=kill))  # type: ignore[arg-type]
+    assert code == (0 if kill is None else -signal.SIGKILL)
+    assert len(open_latents(out)) == COUNT - 5
+    again = Path(shutil.copytree(out, tmp_path / "again"))
+    for _ in range(2):  # the first may have it to discard, the second removes what that left
+        finish(away, case.vae, out)
+    assert latent_files(out) == latent_files(case.lacking)
+    kept = finish(case.manifest, case.vae, again, retry_rejects=True)
+    assert kept.written in (COUNT - 5, COUNT - 1)
+    finish(case.manifest, case.vae, again, retry_rejects=True)
+    assert samples(open_latents(again)) == samples(open_latents(case.fresh))
+
+
+def test_several_preparers_discard_one_retry(case: Case, tmp_path: Path) -> None:
+    out, away = begun_in_vain(case, tmp_path)
+    children = [start_preparer(away, case.vae, out) for _ in range(3)]
+    assert [exit_code(each) for each in children] == [0, 0, 0]
+    finish(away, case.vae, out)
+    assert latent_files(out) == latent_files(case.lacking)
+
+
+def test_whoever_comes_to_the_end_of_a_discarded_retry_finds_the_latents_as_they_were(
+    case: Case, tmp_path: Path
+) -> None:
+    out, away = begun_in_vain(case, tmp_path)
+    slow = prepare_latents(away, case.vae, out, CONFIG)
+    next(slow)
+    finish(away, case.vae, out)
+    *_, last = slow
+    assert (last.written, last.rejected) == (COUNT - 5, 5)
+    assert open_latents(out).fingerprint == open_latents(case.lacking).fingerprint
+
+
+# ── What passes, and what is told ──
+
+
+def test_what_did_not_fit_in_memory_can_be_tried_again(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = prepare_unit.load_canvas
+
+    def full(place: Path, *args: object, **settings: object) -> object:
+        if place.name == "p04.png":
+            raise ImageRejected("out_of_memory", "the picture does not fit in memory.")
+        return load(place, *args, **settings)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_unit, "load_canvas", full)
+        last = finish(case.manifest, case.vae, tmp_path / "out")
+    assert (last.rejected, last.may_pass) == (2, 1)
+    first, *_, last = prepare_latents(case.manifest, case.vae, tmp_path / "out", CONFIG, retry_rejects=True)
+    assert first.notes[0].startswith("the one rejected picture whose reason may pass can be read now: with it the")
+    assert (last.rejected, last.may_pass) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (Readable(1, 0, 0), ["the one rejected picture whose reason may pass cannot be read now: nothing is changed"]),
+        (Readable(2, 0, 0), ["of 2 rejected pictures whose reason may pass none can be read now: nothing is changed"]),
+        (
+            Readable(2, 0, 2),
+            [
+                "no rejected picture can be tried again now: nothing is changed",
+                "2 pictures are there but no longer the files that were ingested: run `sumizome ingest` again, "
+                "then prepare",
+            ],
+        ),
+        (
+            Readable(3, 1, 1),
+            [
+                "1 of 3 rejected pictures whose reason may pass can be read now: with it the latents are another data "
+                "set, and a run that trained on them will not go on",
+                "1 picture is there but no longer the file that was ingested: run `sumizome ingest` again, "
+                "then prepare",
+            ],
+        ),
+    ],
+)
+def test_what_is_away_and_what_has_changed_are_told_apart(found: Readable, told: list[str]) -> None:
+    assert _in_words(found) == told
+
+
+def test_another_manifest_that_is_not_finished_is_no_retry(case: Case, tmp_path: Path) -> None:
+    """Its plan counts more retries than the finished one, since it followed a retry that was begun."""
+    out, away = begun_in_vain(case, tmp_path)
+    told = replace(away, categories={"tag 3": "meta"})
+    steps = prepare_latents(told, case.vae, out, CONFIG)
+    assert not any("goes on" in note for note in next(steps).notes)
+    steps.close()
+    assert load_plan(out, finished=False).fingerprint.retries > load_plan(out).fingerprint.retries
+    with pytest.raises(ShardError, match="is not finished"):
+        finish(told, case.vae, out, retry_rejects=True)
+
+
+def the_command(case: Case, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Into a folder that lacks four pictures."""
+    monkeypatch.setattr("sumizome.models.sdxl.load_model", lambda *_, **__: SimpleNamespace(vae=case.vae))
+    write_manifest(manifest, tmp_path / "m.parquet")
+    out = Path(shutil.copytree(case.lacking, tmp_path / "out"))
+    size = {"unit_size": CONFIG.unit_size, "batch_size": CONFIG.batch_size}
+    return Command(tmp_path / "m.parquet", Path("m"), out, area=64, step=16, device="cpu", **size)
+
+
 def test_the_command(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sumizome.models.sdxl.load_model", lambda *_, **__: SimpleNamespace(vae=case.vae))
-    write_manifest(case.manifest, tmp_path / "m.parquet")
-    out = Path(shutil.copytree(case.lacking, tmp_path / "out"))
-    size = {"unit_size": CONFIG.unit_size, "batch_size": CONFIG.batch_size}
-    run(Command(tmp_path / "m.parquet", Path("m"), out, area=64, step=16, device="cpu", retry_rejects=True, **size))
+    command = replace(the_command(case, case.manifest, tmp_path, monkeypatch), retry_rejects=True)
+    run(command)
     assert "4 of 4 rejected pictures" in capsys.readouterr().out
-    assert "retry" not in open_latents(out).plan.command, "what mends a unit later is the plain command"
-    assert samples(open_latents(out)) == samples(open_latents(case.fresh))
+    assert "retry" not in open_latents(command.out).plan.command, "what mends a unit later is the plain command"
+    assert samples(open_latents(command.out)) == samples(open_latents(case.fresh))
+
+
+def test_the_command_tells_of_what_it_did_not_write_and_of_the_retry(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = the_command(case, without(case, tmp_path), tmp_path, monkeypatch)
+    run(command)
+    printed = capsys.readouterr().out
+    assert "20 pictures: 20 of them had been prepared before, or by others, rejected ones counted" in printed
+    assert f"{command.out} holds 15 latents; 5 pictures rejected, see {command.out}/rejects.csv; " in printed
+    assert "4 for a reason that may pass: --retry-rejects tries them again" in printed
+    assert "wrote" not in printed
+    run(replace(command, retry_rejects=True))
+    printed = capsys.readouterr().out
+    assert "nothing is changed" in printed and "tries them again" not in printed and "wrote" not in printed
+
+
+def test_the_command_counts_one_in_the_singular(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    draw_picture(tmp_path / "pictures", 0)
+    one = manifest_of(tmp_path / "pictures", tmp_path / "one.parquet")
+    command = replace(the_command(case, one, tmp_path, monkeypatch), out=tmp_path / "new")
+    run(command)
+    assert f"wrote 1 latent to {command.out}\n" in capsys.readouterr().out
+    run(command)
+    printed = capsys.readouterr().out
+    assert "1 picture: it had been prepared before, or by others\n" in printed
+    assert f"{command.out} holds 1 latent\n" in printed
 
 
 def test_a_store_gets_what_a_retry_adds(case: Case, tmp_path: Path) -> None:

@@ -124,11 +124,16 @@ def run(command: Command) -> None:
         last = _watch(steps, console, max(1, workers), shows=speaks)
     variants = config.crops * (2 if config.flip else 1)
     out = as_address(command.out)
-    summary = f"wrote {last.written * variants:,} latents to {out}"
-    summary += f", {variants} of each of {last.written:,} pictures" if variants > 1 else ""
+    latents = _counted(last.written * variants, "latent")
+    # What was there before, and nothing else, was not written now.
+    summary = f"wrote {latents} to {out}" if last.written > last.begun_with else f"{out} holds {latents}"
+    if variants > 1:
+        summary += f", {variants} of {'its 1 picture' if last.written == 1 else f'each of {last.written:,} pictures'}"
     if last.rejected:
-        pictures = "picture" if last.rejected == 1 else "pictures"
-        summary += f"; {last.rejected:,} {pictures} rejected, see {out}/rejects.csv"
+        summary += f"; {_counted(last.rejected, 'picture')} rejected, see {out}/rejects.csv"
+    if last.may_pass and not command.retry_rejects:
+        them = "it" if last.may_pass == 1 else "them"
+        summary += f"; {last.may_pass:,} for a reason that may pass: --retry-rejects tries {them} again"
     console.print(summary, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -236,7 +241,7 @@ def _watch(steps: "Iterable[PrepareProgress]", console: "Console", workers: int,
                 spoken = monotonic()
                 terminal.print(f"{step.done:,} of {step.total:,} pictures, {told}", highlight=False, soft_wrap=True)
     if step.found:
-        console.print(f"{step.found:,} of them had been prepared before, or by others", markup=False, highlight=False)
+        console.print(_found(step), markup=False, highlight=False, soft_wrap=True)
     if step.vae_seconds:
         share = step.vae_seconds / workers / max(seconds, 1e-9)
         console.print(
@@ -246,6 +251,17 @@ def _watch(steps: "Iterable[PrepareProgress]", console: "Console", workers: int,
 
 
 _LINE_SECONDS = 30.0
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def _found(step: "PrepareProgress") -> str:
+    """What this run did not have to do."""
+    of = f"{step.found:,} of them" if step.total > 1 else "it"
+    rejects = ", rejected ones counted" if step.total > 1 and step.rejected else ""
+    return f"{_counted(step.total, 'picture')}: {of} had been prepared before, or by others{rejects}"
 
 
 def _rate(step: "PrepareProgress", seconds: float) -> float:

@@ -35,9 +35,10 @@ MAY_PASS = frozenset(
         "unstable",
         "changed",
         "link_outside",
+        "out_of_memory",
     }
 )
-"""Reasons that speak of the file, not of the picture in it: a drive that was away, a copy that was under way."""
+"""Reasons that speak of the file or the machine, not of the picture: a drive that was away, memory that was full."""
 
 
 class Readable(NamedTuple):
@@ -47,6 +48,8 @@ class Readable(NamedTuple):
     """for a reason that may pass"""
     now: int
     """of these, those whose bytes can be read now, and are the ones that were ingested"""
+    changed: int
+    """of these, those that can be read, and are others than were ingested"""
 
 
 def rejects_of(root: Path, plan: CachePlan) -> list[Reject]:
@@ -65,12 +68,14 @@ def count_readable(manifest: ManifestRows, rows: Int[np.ndarray, " n"], rejects:
     places = zip(pictures["source"].to_pylist(), pictures["path"].to_pylist(), strict=True)
     entries = [entry for entry, place in enumerate(places) if place in passing]
     with ThreadPoolExecutor() as pool:
-        return Readable(len(entries), sum(pool.map(lambda entry: _is_readable(manifest, pictures, entry), entries)))
+        faults = list(pool.map(lambda entry: _fault(manifest, pictures, entry), entries))
+    return Readable(len(entries), faults.count(""), faults.count("changed"))
 
 
-def _is_readable(manifest: ManifestRows, pictures: pa.Table, entry: int) -> bool:
+def _fault(manifest: ManifestRows, pictures: pa.Table, entry: int) -> str:
+    """The reason why a picture cannot be read as it was ingested; empty if it can."""
     try:
         read_bytes(picture_place(pictures, entry, manifest.sources), sha256=pictures["sha256"][entry].as_py())
-    except ImageRejected:
-        return False
-    return True
+    except ImageRejected as rejected:
+        return rejected.reason
+    return ""
