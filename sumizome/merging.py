@@ -28,7 +28,7 @@ from sumizome.models.diffusers_folder import network_config
 from sumizome.models.key_map import KeyRule
 from sumizome.models.network_stream import Network
 from sumizome.models.networks import build_network
-from sumizome.models.unseen_settings import drawing_words, unseen_settings
+from sumizome.models.unseen_settings import drawing_settings, unseen_settings
 
 __all__ = ["Merged", "add_difference", "merge_weighted"]
 
@@ -242,8 +242,7 @@ def _check_settings(network: Network, other: Network, first: Path, second: Path)
 def _drawing_settings(network: Network) -> Config:
     """The settings without which other pictures are drawn, where shapes alone would have them wrong."""
     name = network.name
-    settings = unseen_settings(name, network_config(name, build_network(name, network.config, "meta")))
-    return {key: value for key, value in settings.items() if any(drawing_words({name: {key: value}}))}
+    return drawing_settings(unseen_settings(name, network_config(name, build_network(name, network.config, "meta"))))
 
 
 def _read(networks: list[Network], combine: Combine, asked: ExportDtype | None, rule: KeyRule) -> dict[str, Tensor]:

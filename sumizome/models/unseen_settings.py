@@ -18,6 +18,7 @@ __all__ = [
     "PIPELINE_OF_ZEROS",
     "SETTINGS_KEY",
     "Settings",
+    "drawing_settings",
     "drawing_words",
     "says_zeros",
     "settings_metadata",
@@ -107,6 +108,11 @@ def unseen_settings(name: str, config: Config) -> Config:
                 "its config.json, or write a diffusers folder."
             )
     return other
+
+
+def drawing_settings(settings: Config) -> Config:
+    """Of a network's `unseen_settings`, those without which other pictures are drawn."""
+    return {key: value for key, value in settings.items() if key not in _DRAWS_THE_SAME}
 
 
 def _plain(key: str, value: Any, config: Config) -> Any:
